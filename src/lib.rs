@@ -1,0 +1,1 @@
+//! vmtree mounts a virtual machine as a directory tree.
