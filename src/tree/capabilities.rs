@@ -1,0 +1,61 @@
+//! `capabilities`: a line each, "yes", or "no" with the reason and the cure.
+
+use std::fmt::Write;
+
+use vmtree_api::events::EventKind;
+use vmtree_api::{Driver, Missing};
+
+use super::Ctx;
+use super::table::Need;
+use crate::error::FsResult;
+
+/// The file `capabilities`.
+pub fn show(ctx: &Ctx<'_>) -> FsResult<Vec<u8>> {
+    let mut text = of_driver(ctx.tree.driver());
+    if ctx.tree.options().ro {
+        text.push_str("write no: this mount is read-only; mount without -o ro\n");
+    }
+    Ok(text.into_bytes())
+}
+
+/// What a driver can do, for `vmtree info` too.
+#[must_use]
+pub fn of_driver(driver: &dyn Driver) -> String {
+    let mut text = String::from("memory yes\n");
+    line(&mut text, "ram_files", Need::Blocks.met(driver));
+    line(&mut text, "registers", Need::Registers.met(driver));
+    line(&mut text, "msrs", Need::Msrs.met(driver));
+    line(&mut text, "pause", Need::Execution.met(driver));
+    line(&mut text, "step", Need::Execution.met(driver));
+    line(&mut text, "virtual_memory", Need::Registers.met(driver));
+    line(&mut text, "views", driver.views().map(drop));
+    line(&mut text, "injection", driver.injection().map(drop));
+    for kind in EventKind::ALL {
+        event_lines(&mut text, driver, *kind);
+    }
+    text
+}
+
+fn event_lines(text: &mut String, driver: &dyn Driver, kind: EventKind) {
+    let source = match driver.events() {
+        Ok(source) => source,
+        Err(missing) => return line(text, &format!("event {kind}"), Err(missing)),
+    };
+    let Some(offer) = source.offers().iter().find(|offer| offer.kind == kind) else {
+        let missing = Missing::new("this driver does not have this kind of event");
+        return line(text, &format!("event {kind}"), Err(missing));
+    };
+    line(text, &format!("event {kind} to"), offer.to.clone());
+    line(text, &format!("event {kind} from"), offer.from.clone());
+    for action in &offer.actions {
+        let action = format!("{action:?}").to_lowercase();
+        line(text, &format!("event {kind} {action}"), Ok(()));
+    }
+}
+
+fn line(text: &mut String, what: &str, has: Result<(), Missing>) {
+    let _ = match has {
+        Ok(()) => writeln!(text, "{what} yes"),
+        Err(missing) => writeln!(text, "{what} no: {missing}"),
+    };
+}

@@ -1,0 +1,89 @@
+//! `ctl` and `state`: pause, resume and flush.
+
+use vmtree_api::{Error, ErrorKind, RunState};
+
+use super::{Ctx, Tree};
+use crate::error::FsResult;
+use crate::text::control::{Ctl, parse_ctl};
+use crate::text::text_of;
+
+/// `running` or `paused`.
+pub fn show_state(ctx: &Ctx<'_>) -> FsResult<Vec<u8>> {
+    Ok(format!("{}\n", ctx.tree.driver.execution()?.state()?).into_bytes())
+}
+
+/// The length of the longer state, so that stat needs no call to the VM.
+pub fn state_len(_ctx: &Ctx<'_>) -> u64 {
+    "running\n".len() as u64
+}
+
+/// Carries out the verbs written to `ctl`.
+pub fn store(ctx: &Ctx<'_>, data: &[u8]) -> FsResult<()> {
+    let verbs = parse_ctl(text_of(data)?)?;
+    let needs_execution = verbs.iter().any(|verb| !matches!(verb, Ctl::Flush));
+    if needs_execution {
+        ctx.tree.driver.execution()?;
+    }
+    for verb in verbs {
+        match verb {
+            Ctl::Pause => pause(ctx.tree)?,
+            Ctl::Resume { force: false } => resume(ctx.tree)?,
+            Ctl::Resume { force: true } => force_resume(ctx.tree)?,
+            Ctl::Flush => ctx.tree.memory.cache().flush(),
+        }
+    }
+    Ok(())
+}
+
+/// Pauses the VM for this mount; a second time changes nothing.
+fn pause(tree: &Tree) -> FsResult<()> {
+    let mut held = tree.pause.lock();
+    if held.is_some() {
+        return Ok(());
+    }
+    note(tree, true)?;
+    match tree.driver.execution()?.pause() {
+        Ok(pause) => *held = Some(pause),
+        Err(error) => {
+            let _ = note(tree, false);
+            return Err(error.into());
+        }
+    }
+    tree.memory.cache().set_paused(true);
+    Ok(())
+}
+
+/// Ends this mount's own pause, and tells if somebody else's remains.
+fn resume(tree: &Tree) -> FsResult<()> {
+    give_back(tree)?;
+    match tree.driver.execution()?.state()? {
+        RunState::Running => Ok(()),
+        RunState::Paused => {
+            let why = "somebody else paused the VM; 'resume force' lets it run all the same";
+            Err(Error::new(ErrorKind::Busy, "resume", why).into())
+        }
+    }
+}
+
+fn force_resume(tree: &Tree) -> FsResult<()> {
+    give_back(tree)?;
+    Ok(tree.driver.execution()?.force_resume()?)
+}
+
+/// Ends this mount's own pause, if it has one.
+///
+/// # Errors
+/// The hypervisor could not be told. The pause is forgotten all the same: a VM that can't be told is gone.
+pub fn give_back(tree: &Tree) -> FsResult<()> {
+    let mut held = tree.pause.lock();
+    let Some(pause) = held.take() else { return Ok(()) };
+    // Before the guest runs, or a copy could be taken for fresh after it ran.
+    tree.memory.cache().set_paused(false);
+    let resumed = pause.resume();
+    note(tree, false)?;
+    Ok(resumed?)
+}
+
+fn note(tree: &Tree, paused: bool) -> FsResult<()> {
+    tree.journal.get().map_or(Ok(()), |journal| journal.paused(paused))
+}

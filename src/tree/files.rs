@@ -1,0 +1,60 @@
+//! The small files of the root: README, errors, cache.
+
+use std::fmt::Write;
+
+use super::Ctx;
+use super::table::TABLE;
+use crate::error::FsResult;
+
+const HEAD: &str = "\
+This directory is a virtual machine. Its files are the machine's parts:
+";
+
+const FOOT: &str = "
+A file that can't be served is not there: `capabilities` says why. When something is refused, `errors` says
+what was wrong. Numbers are hexadecimal with 0x; on input decimal and 0b work too.
+
+  hexdump -C mem | head                      physical memory
+  echo pause > ctl; cat vcpu/0/regs/all      one instant of a vCPU
+  echo 'rax=1 rbx=2' > vcpu/0/regs/all       both are set, or none
+";
+
+/// The files of this tree, one screen.
+pub fn readme(ctx: &Ctx<'_>) -> FsResult<Vec<u8>> {
+    let mut text = HEAD.to_owned();
+    for row in TABLE.iter().skip(1) {
+        if row.need.met(ctx.tree.driver()).is_err() {
+            continue;
+        }
+        let path = row.path.replace("{vcpu}", "N").replace("{reg}", "NAME").replace("{block}", "NAME");
+        let path = path.replace("{gva}", "gva=ADDR");
+        let _ = writeln!(text, "  {path:<27} {}", row.about);
+    }
+    text.push_str(FOOT);
+    Ok(text.into_bytes())
+}
+
+/// The refusals that the caller may see.
+pub fn errors(ctx: &Ctx<'_>) -> FsResult<Vec<u8>> {
+    Ok(ctx.tree.refusals.show(ctx.caller).into_bytes())
+}
+
+/// What the page cache did. Live mappings are a driver's own; none keeps any yet, so there are copies alone.
+pub fn cache(ctx: &Ctx<'_>) -> FsResult<Vec<u8>> {
+    let counts = ctx.tree.memory.cache().counts();
+    let active = if ctx.tree.memory.cache().active() { "yes" } else { "no" };
+    let lines = [
+        ("limit_bytes", ctx.tree.options.cache_bytes),
+        ("cache_ms", ctx.tree.options.cache_ms),
+        ("copies_pages", counts.pages),
+        ("copies_hits", counts.hits),
+        ("copies_misses", counts.misses),
+        ("copies_stale", counts.stale),
+        ("copies_evictions", counts.evictions),
+    ];
+    let mut text = format!("active {active}\n");
+    for (key, value) in lines {
+        let _ = writeln!(text, "{key} {value}");
+    }
+    Ok(text.into_bytes())
+}

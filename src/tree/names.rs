@@ -1,0 +1,147 @@
+//! Names: from a directory and a name to a place, and back.
+
+use super::place::{self, Leaf, Place};
+use super::table::{Shape, row};
+use super::Tree;
+use crate::error::{FsError, FsResult};
+use crate::text::name;
+
+/// A name of a directory and what it stands for.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Named {
+    /// The name.
+    pub name: String,
+    /// What it stands for.
+    pub place: Place,
+    /// Whether that is a directory.
+    pub dir: bool,
+}
+
+impl Tree {
+    /// Finds `name` in a directory.
+    ///
+    /// # Errors
+    /// [`FsError::NoEntry`] with the reason, which is empty for a name that means nothing here.
+    pub fn child(&self, dir: Place, name: &str) -> FsResult<Place> {
+        if !matches!(row(dir.row).shape, Shape::Dir) {
+            return Err(FsError::NotADirectory);
+        }
+        for below in place::children(dir.row) {
+            let Some(place) = self.matches(dir, below, name)? else { continue };
+            return match row(below).need.met(self.driver()) {
+                Ok(()) => Ok(place),
+                Err(missing) => Err(FsError::NoEntry(format!("{name}: {missing}"))),
+            };
+        }
+        Err(FsError::NoEntry(String::new()))
+    }
+
+    /// What `name` is under the row `below`, if it is one of its names.
+    fn matches(&self, dir: Place, below: u16, name: &str) -> FsResult<Option<Place>> {
+        let place = Place { row: below, ..dir };
+        Ok(match place::leaf(below) {
+            Leaf::Name(known) => (known == name).then_some(place),
+            Leaf::EachVcpu => self
+                .vcpus()
+                .find(|vcpu| vcpu.to_string() == name)
+                .map(|vcpu| Place { vcpu, ..place }),
+            Leaf::EachReg => self
+                .driver()
+                .facts()
+                .arch
+                .register(name)
+                .filter(|id| self.offered().any(|offered| offered == id.0))
+                .map(|id| Place { item: id.0, ..place }),
+            Leaf::EachBlock => {
+                let blocks = self.driver().memory().blocks();
+                let found = blocks.iter().position(|block| &*block.name == name);
+                found.map(|item| Place { item: item as u16, ..place })
+            }
+            Leaf::Parameter => name::parse_translate(name)
+                .map_err(|error| FsError::NoEntry(error.to_string()))?
+                .map(|param| Place { param, ..place }),
+        })
+    }
+
+    /// All names of a directory that ls shows, in the order of the table.
+    ///
+    /// # Errors
+    /// [`FsError::NotADirectory`].
+    pub fn children(&self, dir: Place) -> FsResult<Vec<Named>> {
+        if !matches!(row(dir.row).shape, Shape::Dir) {
+            return Err(FsError::NotADirectory);
+        }
+        let mut all = Vec::new();
+        for below in place::children(dir.row) {
+            if row(below).need.met(self.driver()).is_err() {
+                continue;
+            }
+            let place = Place { row: below, ..dir };
+            let is_dir = matches!(row(below).shape, Shape::Dir);
+            let mut add = |name: String, place| all.push(Named { name, place, dir: is_dir });
+            match place::leaf(below) {
+                Leaf::Name(name) => add(name.to_owned(), place),
+                Leaf::EachVcpu => self.vcpus().for_each(|vcpu| add(vcpu.to_string(), Place { vcpu, ..place })),
+                Leaf::EachReg => {
+                    for item in self.offered() {
+                        add(self.name_of(Place { item, ..place }), Place { item, ..place });
+                    }
+                }
+                Leaf::EachBlock => {
+                    for (item, block) in (0..).zip(self.driver().memory().blocks()) {
+                        add(block.name.to_string(), Place { item, ..place });
+                    }
+                }
+                Leaf::Parameter => {}
+            }
+        }
+        Ok(all)
+    }
+
+    /// The directory that a place is in.
+    #[must_use]
+    pub fn parent(&self, place: Place) -> Place {
+        let above = place::parent(place.row);
+        let in_vcpu = row(above).path.contains("{vcpu}");
+        Place { row: above, vcpu: if in_vcpu { place.vcpu } else { 0 }, item: 0, param: 0 }
+    }
+
+    /// The path of a place, from the mountpoint on; empty for the root.
+    #[must_use]
+    pub fn path(&self, place: Place) -> String {
+        if place.row == 0 {
+            return String::new();
+        }
+        let above = self.path(self.parent(place));
+        let name = self.name_of(place);
+        if above.is_empty() { name } else { format!("{above}/{name}") }
+    }
+
+    fn name_of(&self, place: Place) -> String {
+        match place::leaf(place.row) {
+            Leaf::Name(name) => name.to_owned(),
+            Leaf::EachVcpu => place.vcpu.to_string(),
+            Leaf::EachReg => {
+                let registers = self.driver().facts().arch.registers();
+                registers.get(usize::from(place.item)).map_or(String::new(), |def| def.name.to_owned())
+            }
+            Leaf::EachBlock => self.block(place).map_or(String::new(), |block| block.name.to_string()),
+            Leaf::Parameter => format!("translate,gva={:#x}", place.param),
+        }
+    }
+
+    /// Whether a place has a parameter in its name, so that nothing about the name may be cached.
+    #[must_use]
+    pub fn has_parameter(&self, place: Place) -> bool {
+        place::leaf(place.row) == Leaf::Parameter
+    }
+
+    fn vcpus(&self) -> impl Iterator<Item = u16> {
+        0..self.driver().facts().vcpus.unwrap_or(0).min(u32::from(u16::MAX)) as u16
+    }
+
+    fn offered(&self) -> impl Iterator<Item = u16> {
+        let offers = self.driver().registers().map(|registers| registers.offers()).unwrap_or_default();
+        offers.iter().map(|offer| offer.id.0)
+    }
+}

@@ -1,0 +1,66 @@
+//! A place in the tree: a row of the table, and which vCPU, register, block or address it is of.
+
+use super::table::TABLE;
+
+/// A file or directory of the tree.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+pub struct Place {
+    /// The row in the table.
+    pub row: u16,
+    /// The vCPU, where the row is of each vCPU; else 0.
+    pub vcpu: u16,
+    /// The register or block, where the row is of each; else 0.
+    pub item: u16,
+    /// The parameter that rides in the name, where the row has one; else 0.
+    pub param: u64,
+}
+
+impl Place {
+    /// The directory that everything is in.
+    pub const ROOT: Self = Self { row: 0, vcpu: 0, item: 0, param: 0 };
+}
+
+/// What the last part of a row's path stands for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Leaf {
+    /// Just this name.
+    Name(&'static str),
+    /// A file for each vCPU.
+    EachVcpu,
+    /// A file for each register offered.
+    EachReg,
+    /// A file for each block of RAM.
+    EachBlock,
+    /// A name with a parameter, which readdir does not list.
+    Parameter,
+}
+
+/// The last part of a row's path.
+#[must_use]
+pub fn leaf(row: u16) -> Leaf {
+    let path = TABLE.get(usize::from(row)).map_or("", |row| row.path);
+    match path.rsplit_once('/').map_or(path, |(_, last)| last) {
+        "{vcpu}" => Leaf::EachVcpu,
+        "{reg}" => Leaf::EachReg,
+        "{block}" => Leaf::EachBlock,
+        name if name.contains('{') => Leaf::Parameter,
+        name => Leaf::Name(name),
+    }
+}
+
+/// The rows directly below a row.
+pub fn children(row: u16) -> impl Iterator<Item = u16> {
+    let above = TABLE.get(usize::from(row)).map_or("", |row| row.path);
+    TABLE.iter().enumerate().filter_map(move |(index, below)| {
+        let parent = below.path.rsplit_once('/').map_or("", |(parent, _)| parent);
+        (parent == above && !below.path.is_empty()).then_some(index as u16)
+    })
+}
+
+/// The row above a row; the root is above itself.
+#[must_use]
+pub fn parent(row: u16) -> u16 {
+    let path = TABLE.get(usize::from(row)).map_or("", |row| row.path);
+    let above = path.rsplit_once('/').map_or("", |(parent, _)| parent);
+    TABLE.iter().position(|row| row.path == above).unwrap_or(0) as u16
+}
