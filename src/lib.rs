@@ -1,1 +1,3 @@
 //! vmtree mounts a virtual machine as a directory tree.
+
+pub mod text;
