@@ -61,8 +61,13 @@ impl PageCache {
     #[must_use]
     pub fn new(bytes: u64, lifetime: Duration) -> Self {
         let limit = usize::try_from(bytes / PAGE_SIZE).unwrap_or(usize::MAX);
-        let state =
-            State { pages: LruCache::unbounded(), counts: Counts::default(), epoch: 0, reads_void: 0, paused: false };
+        let state = State {
+            pages: LruCache::unbounded(),
+            counts: Counts::default(),
+            epoch: 0,
+            reads_void: 0,
+            paused: false,
+        };
         Self { state: Mutex::new(state), limit, lifetime }
     }
 

@@ -248,6 +248,23 @@ impl Tree {
         Ok(())
     }
 
+    /// SEEK_DATA (`data`) or SEEK_HOLE. All of a file that is not sparse is data.
+    ///
+    /// # Errors
+    /// [`FsError::PastTheEnd`].
+    pub fn seek(&self, place: Place, caller: Caller, offset: u64, data: bool) -> FsResult<u64> {
+        let cancel = Cancel::default();
+        if let Shape::Bytes(bytes) = self.shape(place) {
+            return bytes.seek(&Ctx { tree: self, place, caller, cancel: &cancel }, offset, data);
+        }
+        let size = self.attr(place, caller).size;
+        match (offset < size, data) {
+            (true, true) => Ok(offset),
+            (true, false) => Ok(size),
+            (false, _) => Err(FsError::PastTheEnd),
+        }
+    }
+
     /// The block of RAM that a file is.
     #[must_use]
     pub fn block(&self, place: Place) -> Option<Block> {

@@ -1,8 +1,8 @@
 //! Names: from a directory and a name to a place, and back.
 
+use super::Tree;
 use super::place::{self, Leaf, Place};
 use super::table::{Shape, row};
-use super::Tree;
 use crate::error::{FsError, FsResult};
 use crate::text::name;
 
@@ -41,10 +41,9 @@ impl Tree {
         let place = Place { row: below, ..dir };
         Ok(match place::leaf(below) {
             Leaf::Name(known) => (known == name).then_some(place),
-            Leaf::EachVcpu => self
-                .vcpus()
-                .find(|vcpu| vcpu.to_string() == name)
-                .map(|vcpu| Place { vcpu, ..place }),
+            Leaf::EachVcpu => {
+                self.vcpus().find(|vcpu| vcpu.to_string() == name).map(|vcpu| Place { vcpu, ..place })
+            }
             Leaf::EachReg => self
                 .driver()
                 .facts()
@@ -81,7 +80,9 @@ impl Tree {
             let mut add = |name: String, place| all.push(Named { name, place, dir: is_dir });
             match place::leaf(below) {
                 Leaf::Name(name) => add(name.to_owned(), place),
-                Leaf::EachVcpu => self.vcpus().for_each(|vcpu| add(vcpu.to_string(), Place { vcpu, ..place })),
+                Leaf::EachVcpu => {
+                    self.vcpus().for_each(|vcpu| add(vcpu.to_string(), Place { vcpu, ..place }))
+                }
                 Leaf::EachReg => {
                     for item in self.offered() {
                         add(self.name_of(Place { item, ..place }), Place { item, ..place });

@@ -2,8 +2,8 @@
 
 use vmtree_api::{Driver, Missing};
 
-use super::{bytes, control, info, regs, vcpu};
 use super::{Ctx, files};
+use super::{bytes, control, info, regs, vcpu};
 use crate::error::FsResult;
 
 /// What must be there for a file to exist.
@@ -112,7 +112,11 @@ pub const TABLE: &[Row] = &[
     dir("", Need::Nothing, "the VM"),
     text("README", files::readme, "this text"),
     text("info", info::show, "facts of the VM and of this mount, a 'key value' line each"),
-    text("capabilities", super::capabilities::show, "what works here, and for what does not: why, and the cure"),
+    text(
+        "capabilities",
+        super::capabilities::show,
+        "what works here, and for what does not: why, and the cure",
+    ),
     text("errors", files::errors, "the last 64 refusals, a line each: what was wrong and how to mend it"),
     text("cache", files::cache, "the LRU page cache, a 'key value' line each"),
     content(
@@ -138,7 +142,11 @@ pub const TABLE: &[Row] = &[
         Shape::Bytes(&super::mem::PhysicalFile),
         "guest-physical memory: offset = address",
     ),
-    text("mem.map", super::mem::show_map, "START-END ram|rom|mmio [ram/NAME@OFFSET], a line a region, end excluded"),
+    text(
+        "mem.map",
+        super::mem::show_map,
+        "START-END ram|rom|mmio [ram/NAME@OFFSET], a line a region, end excluded",
+    ),
     dir("ram", Need::Blocks, "the host-backed blocks of RAM"),
     content("ram/{block}", Need::Blocks, Shape::Block, "a block of RAM; can be mapped with mmap"),
     dir("vcpu", Need::Vcpus, "the vCPUs"),

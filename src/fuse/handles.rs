@@ -1,0 +1,51 @@
+//! Open files. A file of generated content keeps, for later offsets, what its read at offset 0 made.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+
+/// What one open file remembers.
+#[derive(Default)]
+pub struct OpenFile {
+    content: Mutex<Option<Arc<Vec<u8>>>>,
+}
+
+impl OpenFile {
+    /// What the last read at offset 0 made.
+    pub fn content(&self) -> Option<Arc<Vec<u8>>> {
+        self.content.lock().clone()
+    }
+
+    /// Keeps what a read at offset 0 made.
+    pub fn keep(&self, content: Arc<Vec<u8>>) {
+        *self.content.lock() = Some(content);
+    }
+}
+
+/// The open files of one mount.
+#[derive(Default)]
+pub struct Handles {
+    open: RwLock<HashMap<u64, Arc<OpenFile>>>,
+    next: AtomicU64,
+}
+
+impl Handles {
+    /// Opens one and returns its number.
+    pub fn open(&self) -> u64 {
+        let number = self.next.fetch_add(1, Ordering::Relaxed) + 1;
+        self.open.write().insert(number, Arc::default());
+        number
+    }
+
+    /// An open file.
+    pub fn get(&self, number: u64) -> Option<Arc<OpenFile>> {
+        self.open.read().get(&number).cloned()
+    }
+
+    /// Closes one.
+    pub fn close(&self, number: u64) {
+        self.open.write().remove(&number);
+    }
+}
