@@ -1,0 +1,202 @@
+//! `regs/NAME` and `regs/all`: registers as text.
+
+use vmtree_api::x86::{Segment, Table};
+use vmtree_api::{Arch, Error, ErrorKind, RegId, RegOffer, RegShape, RegValue, RegisterSet, Result};
+
+use super::{invalid, number_of, quoted, setting, words};
+
+const OP: &str = "read register text";
+
+/// A part of a register that is set by itself: its name (none for a word) and its width in bits.
+type Field = (&'static str, u32);
+
+/// The fields of a register in the order they are shown.
+fn fields(shape: RegShape) -> &'static [Field] {
+    match shape {
+        RegShape::Word(_) => &[],
+        RegShape::Segment => &[("sel", 16), ("base", 64), ("limit", 32), ("attr", 16)],
+        RegShape::Table => &[("base", 64), ("limit", 16)],
+    }
+}
+
+fn load(value: RegValue, field: &str) -> u64 {
+    match (value, field) {
+        (RegValue::Word(word), _) => word,
+        (RegValue::Segment(segment), "sel") => segment.selector.into(),
+        (RegValue::Segment(segment), "base") => segment.base,
+        (RegValue::Segment(segment), "limit") => segment.limit.into(),
+        (RegValue::Segment(segment), _) => segment.attr.into(),
+        (RegValue::Table(table), "base") => table.base,
+        (RegValue::Table(table), _) => table.limit.into(),
+    }
+}
+
+/// Sets a field to a number that its width was checked for.
+fn store(value: &mut RegValue, field: &str, number: u64) {
+    match (value, field) {
+        (RegValue::Word(word), _) => *word = number,
+        (RegValue::Segment(segment), "sel") => segment.selector = number as u16,
+        (RegValue::Segment(segment), "base") => segment.base = number,
+        (RegValue::Segment(segment), "limit") => segment.limit = number as u32,
+        (RegValue::Segment(segment), _) => segment.attr = number as u16,
+        (RegValue::Table(table), "base") => table.base = number,
+        (RegValue::Table(table), _) => table.limit = number as u16,
+    }
+}
+
+fn hex(number: u64, bits: u32) -> String {
+    let digits = bits.div_ceil(4) as usize;
+    format!("0x{number:0digits$x}")
+}
+
+/// The fields of `value`, each name behind `prefix`, on one line.
+fn show_fields(value: RegValue, shape: RegShape, prefix: &str) -> String {
+    let shown = |(name, bits): &Field| format!("{prefix}{name}={}", hex(load(value, name), *bits));
+    fields(shape).iter().map(shown).collect::<Vec<_>>().join(" ")
+}
+
+/// A register's value as its own file shows it, without a newline.
+#[must_use]
+pub fn show(value: RegValue, shape: RegShape) -> String {
+    match shape {
+        RegShape::Word(bits) => hex(load(value, ""), bits),
+        RegShape::Segment | RegShape::Table => show_fields(value, shape, ""),
+    }
+}
+
+/// How many bytes [`show`] gives for any value of a register of this shape.
+#[must_use]
+pub fn shown_len(shape: RegShape) -> usize {
+    let value = match shape {
+        RegShape::Word(_) => RegValue::Word(0),
+        RegShape::Segment => RegValue::Segment(Segment::default()),
+        RegShape::Table => RegValue::Table(Table::default()),
+    };
+    show(value, shape).len()
+}
+
+/// The offered registers as `regs/all` shows them: a line a register, in the order of `offers`.
+#[must_use]
+pub fn show_all(arch: Arch, offers: &[RegOffer], set: &RegisterSet) -> String {
+    let mut text = String::new();
+    for offer in offers {
+        let (Some(def), Some(value)) = (arch.registers().get(usize::from(offer.id.0)), set.get(offer.id))
+        else {
+            continue;
+        };
+        match def.shape {
+            RegShape::Word(_) => text.push_str(&format!("{}={}", def.name, show(value, def.shape))),
+            RegShape::Segment | RegShape::Table => {
+                text.push_str(&show_fields(value, def.shape, &format!("{}.", def.name)));
+            }
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// How to write a register in `regs/all` (with `prefix`) or in its own file, for errors.
+fn form(shape: RegShape, prefix: &str) -> String {
+    let name = |(name, _): &Field| format!("{prefix}{name}=");
+    fields(shape).iter().map(name).collect::<Vec<_>>().join(", ")
+}
+
+/// Applies the text of one register's own file: one number for a word; some or all fields for a segment or table,
+/// the others keep their values.
+///
+/// # Errors
+/// [`ErrorKind::Invalid`] for bad text, [`ErrorKind::OutOfRange`] for a number too large,
+/// [`ErrorKind::NotFound`] for an id outside the table. `set` is unchanged then.
+pub fn apply(text: &str, id: RegId, set: &mut RegisterSet) -> Result<()> {
+    let (Some(def), Some(mut value)) = (set.arch().registers().get(usize::from(id.0)), set.get(id)) else {
+        return Err(Error::new(ErrorKind::NotFound, OP, format!("there is no register number {}", id.0)));
+    };
+    let (name, shape) = (def.name, def.shape);
+    let mut done: Vec<&str> = Vec::new();
+    for word in words(text) {
+        let (key, number) = match shape {
+            RegShape::Word(_) => ("", word),
+            RegShape::Segment | RegShape::Table => setting(OP, word, &form(shape, ""))?,
+        };
+        let (field, bits) = field_of(name, shape, key, "")?;
+        let place = if field.is_empty() { name.to_owned() } else { format!("{name}.{field}") };
+        if done.contains(&field) {
+            let why = format!("{} sets {place} a second time: write one value", quoted(word));
+            return Err(invalid(OP, why));
+        }
+        done.push(field);
+        store(&mut value, field, number_of(OP, &place, number, bits)?);
+    }
+    if done.is_empty() {
+        let how = if fields(shape).is_empty() { "a number".to_owned() } else { form(shape, "") };
+        return Err(invalid(OP, format!("there is no value for {name}: write {how}")));
+    }
+    set.set(id, value)
+}
+
+/// The field called `key` of a register; a word's only field has no name.
+fn field_of(name: &str, shape: RegShape, key: &str, prefix: &str) -> Result<Field> {
+    match shape {
+        RegShape::Word(bits) if key.is_empty() => return Ok(("", bits)),
+        RegShape::Word(_) => {
+            let why = format!("{name} has no field {}: write {name}=VALUE", quoted(key));
+            return Err(invalid(OP, why));
+        }
+        RegShape::Segment | RegShape::Table => {}
+    }
+    let found = fields(shape).iter().find(|(field, _)| *field == key);
+    found.copied().ok_or_else(|| {
+        let what = if key.is_empty() {
+            "no value of its own".to_owned()
+        } else {
+            format!("no field {}", quoted(key))
+        };
+        invalid(OP, format!("{name} has {what}: write {}", form(shape, prefix)))
+    })
+}
+
+/// Applies the text of `regs/all`: `name=value` for words, `name.field=value` for segments and tables; what is not
+/// named keeps its value. Returns the registers named, whether or not their values differ, in table order.
+///
+/// # Errors
+/// [`ErrorKind::Invalid`] for bad text, an unknown name, the same place twice or no setting at all;
+/// [`ErrorKind::OutOfRange`] for a number too large. `set` is unchanged then.
+pub fn apply_all(text: &str, set: &mut RegisterSet) -> Result<Vec<RegId>> {
+    let arch = set.arch();
+    let mut next = set.clone();
+    let mut done: Vec<(RegId, &str)> = Vec::new();
+    for word in words(text) {
+        let (place, number) = setting(OP, word, "NAME=VALUE without blanks, as rax=1 or cs.base=0")?;
+        let (name, key) = match place.split_once('.') {
+            Some((name, key)) if !key.is_empty() => (name, key),
+            Some(_) => return Err(invalid(OP, format!("{} has no field after '.'", quoted(word)))),
+            None => (place, ""),
+        };
+        let found = arch
+            .register(name)
+            .and_then(|id| Some((id, arch.registers().get(usize::from(id.0))?, next.get(id)?)));
+        let Some((id, def, mut value)) = found else {
+            let why = format!("there is no register {}: reading this file shows the names", quoted(name));
+            return Err(invalid(OP, why));
+        };
+        let (field, bits) = field_of(name, def.shape, key, &format!("{name}."))?;
+        if done.contains(&(id, field)) {
+            return Err(invalid(OP, format!("{} sets {place} a second time: name it once", quoted(word))));
+        }
+        done.push((id, field));
+        store(&mut value, field, number_of(OP, place, number, bits)?);
+        next.set(id, value)?;
+    }
+    if done.is_empty() {
+        return Err(invalid(OP, "nothing is set: write NAME=VALUE, as rax=1 or cs.base=0".into()));
+    }
+    *set = next;
+    let mut ids: Vec<RegId> = done.into_iter().map(|(id, _)| id).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    Ok(ids)
+}
+
+#[cfg(test)]
+#[path = "registers_tests.rs"]
+pub(super) mod tests;
