@@ -2,9 +2,14 @@
 //!
 //! One way in, one way down: `fuse -> tree -> {memory, text} -> drivers/api <- drivers/*`.
 
+pub mod cli;
+pub mod daemon;
+pub mod drivers;
 pub mod error;
 pub mod fuse;
+pub mod guardian;
 pub mod jobs;
 pub mod memory;
+pub mod mount;
 pub mod text;
 pub mod tree;

@@ -4,7 +4,7 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -29,12 +29,12 @@ const SEEK_HOLE: i32 = 4;
 /// The filesystem that fuser calls.
 pub struct Adapter {
     core: Arc<Core>,
-    end: mpsc::Sender<()>,
+    ended: Option<Box<dyn FnOnce() + Send + Sync>>,
 }
 
 impl Adapter {
-    pub fn new(core: Arc<Core>, end: mpsc::Sender<()>) -> Self {
-        Self { core, end }
+    pub fn new(core: Arc<Core>, ended: impl FnOnce() + Send + Sync + 'static) -> Self {
+        Self { core, ended: Some(Box::new(ended)) }
     }
 
     fn open_flags(&self, place: Place) -> FopenFlags {
@@ -58,7 +58,9 @@ impl Filesystem for Adapter {
     }
 
     fn destroy(&mut self) {
-        let _ = self.end.send(());
+        if let Some(ended) = self.ended.take() {
+            ended();
+        }
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {

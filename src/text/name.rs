@@ -48,7 +48,10 @@ pub fn split(name: &str) -> Result<Params> {
             return Err(invalid(OP, format!("{} is no parameter: write key=value", quoted(part))));
         }
         if pairs.iter().any(|(known, _)| known == key) {
-            return Err(invalid(OP, format!("{} sets {key} a second time: name it once", quoted(part))));
+            return Err(invalid(
+                OP,
+                format!("{} sets a parameter a second time: name each once", quoted(part)),
+            ));
         }
         pairs.push((key.to_owned(), value.to_owned()));
     }

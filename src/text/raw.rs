@@ -207,8 +207,26 @@ mod tests {
         assert_eq!(encode(ARCH, &[], &RegisterSet::new(ARCH)).len(), len(ARCH));
     }
 
+    /// The table of offsets, as docs/formats.md holds it.
+    fn documented_table() -> String {
+        let mut text = String::from("| offset | bytes | register | bit of present |\n|---|---|---|---|\n");
+        for (id, offset, bytes) in layout(ARCH) {
+            let name = ARCH.registers()[usize::from(id.0)].name;
+            text += &format!("| {offset} | {bytes} | {name} | {} |\n", id.0);
+        }
+        text
+    }
+
     #[test]
-    fn fields_lie_where_they_are_documented() {
+    fn the_documentation_has_these_offsets() {
+        let page = include_str!("../../docs/formats.md");
+        let (table, total) = (documented_table(), format!("The whole struct has {} bytes.", len(ARCH)));
+        assert!(page.contains(&table), "put this table into docs/formats.md:\n{table}");
+        assert!(page.contains(&total), "docs/formats.md lacks: {total}");
+    }
+
+    #[test]
+    fn fields_lie_where_they_are_said_to() {
         let mut set = RegisterSet::new(ARCH);
         let cs = Segment { selector: 0x1122, attr: 0x3344, limit: 0x5566_7788, base: 0x99aa_bbcc_ddee_ff00 };
         set.set(Reg::Cs.id(), RegValue::Segment(cs)).unwrap();

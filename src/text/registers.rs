@@ -118,13 +118,14 @@ pub fn apply(text: &str, id: RegId, set: &mut RegisterSet) -> Result<()> {
             RegShape::Word(_) => ("", word),
             RegShape::Segment | RegShape::Table => setting(OP, word, &form(shape, ""))?,
         };
-        let field = field_of(name, shape, key, "")?;
-        if done.contains(&field.0) {
-            let why = format!("{} sets {name} a second time: write one value", quoted(word));
+        let (field, bits) = field_of(name, shape, key, "")?;
+        let place = if field.is_empty() { name.to_owned() } else { format!("{name}.{field}") };
+        if done.contains(&field) {
+            let why = format!("{} sets {place} a second time: write one value", quoted(word));
             return Err(invalid(OP, why));
         }
-        done.push(field.0);
-        store(&mut value, field.0, number_of(OP, name, number, field.1)?);
+        done.push(field);
+        store(&mut value, field, number_of(OP, &place, number, bits)?);
     }
     if done.is_empty() {
         let how = if fields(shape).is_empty() { "a number".to_owned() } else { form(shape, "") };

@@ -68,7 +68,7 @@ fn options(parts: &[String]) -> Result<Vec<(String, String)>> {
             return Err(invalid(OP, why));
         }
         if options.iter().any(|(known, _)| known == key) {
-            let why = format!("{} sets {key} a second time: name each option once", quoted(part));
+            let why = format!("{} sets an option a second time: name each once", quoted(part));
             return Err(invalid(OP, why));
         }
         options.push((key.to_owned(), value.to_owned()));

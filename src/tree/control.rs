@@ -41,14 +41,7 @@ fn pause(tree: &Tree) -> FsResult<()> {
     if held.is_some() {
         return Ok(());
     }
-    note(tree, true)?;
-    match tree.driver.execution()?.pause() {
-        Ok(pause) => *held = Some(pause),
-        Err(error) => {
-            let _ = note(tree, false);
-            return Err(error.into());
-        }
-    }
+    *held = Some(tree.driver.execution()?.pause()?);
     tree.memory.cache().set_paused(true);
     Ok(())
 }
@@ -79,11 +72,5 @@ pub fn give_back(tree: &Tree) -> FsResult<()> {
     let Some(pause) = held.take() else { return Ok(()) };
     // Before the guest runs, or a copy could be taken for fresh after it ran.
     tree.memory.cache().set_paused(false);
-    let resumed = pause.resume();
-    note(tree, false)?;
-    Ok(resumed?)
-}
-
-fn note(tree: &Tree, paused: bool) -> FsResult<()> {
-    tree.journal.get().map_or(Ok(()), |journal| journal.paused(paused))
+    Ok(pause.resume()?)
 }

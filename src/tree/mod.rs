@@ -43,15 +43,6 @@ pub struct Caller {
     pub pid: u32,
 }
 
-/// What is written down before the VM is changed, so that a death that no destructor sees can be undone.
-pub trait Journal: Send + Sync {
-    /// This mount is about to pause the VM, or has resumed it.
-    ///
-    /// # Errors
-    /// It could not be written; then the act is not done.
-    fn paused(&self, paused: bool) -> FsResult<()>;
-}
-
 /// One mounted VM.
 pub struct Tree {
     driver: Arc<dyn Driver>,
@@ -60,7 +51,6 @@ pub struct Tree {
     source: String,
     pause: Mutex<Option<Pause>>,
     refusals: Refusals,
-    journal: OnceLock<Arc<dyn Journal>>,
     /// How ram/* is served, told by the adapter once it knows.
     passthrough: OnceLock<String>,
 }
@@ -111,14 +101,8 @@ impl Tree {
             source,
             pause: Mutex::new(None),
             refusals: Refusals::default(),
-            journal: OnceLock::new(),
             passthrough: OnceLock::new(),
         })
-    }
-
-    /// Writes down obligations in `journal` from now on; the first call counts.
-    pub fn keep_journal(&self, journal: Arc<dyn Journal>) {
-        let _ = self.journal.set(journal);
     }
 
     /// Tells how ram/* is served, for `info`; the first call counts.
@@ -130,6 +114,12 @@ impl Tree {
     #[must_use]
     pub fn options(&self) -> &Options {
         &self.options
+    }
+
+    /// What the user mounted.
+    #[must_use]
+    pub fn source(&self) -> &str {
+        &self.source
     }
 
     /// The driver.

@@ -1,0 +1,52 @@
+//! `vmtree demo`.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::process;
+
+use super::{Failure, tour};
+use crate::daemon::name_process;
+use crate::guardian::keep::Log;
+use crate::mount::{self, Request};
+
+/// Mounts the built-in machine, shows the tour, and stays until it is ended; with `once` it ends then.
+pub fn run(mountpoint: Option<PathBuf>, once: bool) -> Result<(), Failure> {
+    let (mountpoint, fresh) = match mountpoint {
+        Some(mountpoint) => (mountpoint, false),
+        None => (fresh_directory().map_err(|error| Failure::new(format!("demo: {error}")))?, true),
+    };
+    name_process();
+    let request = Request {
+        source: "emu:".to_owned(),
+        mountpoint: mountpoint.clone(),
+        options: Vec::new(),
+        log: Log::Stderr,
+    };
+    let result = mount::serve(&request, |mountpoint| show(mountpoint, once));
+    if fresh && let Err(error) = fs::remove_dir(&mountpoint) {
+        log::warn!("remove {}: {error}", mountpoint.display());
+    }
+    result?;
+    process::exit(0)
+}
+
+fn show(mountpoint: &Path, once: bool) -> io::Result<()> {
+    tour::run(mountpoint)?;
+    if once {
+        return Err(io::Error::other("the tour is over"));
+    }
+    println!("Look around from another terminal: cd {}", mountpoint.display());
+    println!("README there tells of all the files. Ctrl-C here ends it.");
+    Ok(())
+}
+
+/// A directory of our own among the temporary ones.
+fn fresh_directory() -> io::Result<PathBuf> {
+    let path = std::env::temp_dir().join(format!("vmtree-demo-{}", process::id()));
+    DirBuilder::new().mode(0o700).create(&path).map_err(|error| {
+        io::Error::new(error.kind(), format!("{}: {error}; give a MOUNTPOINT", path.display()))
+    })?;
+    Ok(path)
+}

@@ -1,0 +1,63 @@
+//! The guided tour of `vmtree demo`: real commands on real files, run in the mountpoint, with their real output.
+
+use std::io::{self, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// A step of the tour.
+struct Step {
+    /// What it shows.
+    about: &'static str,
+    /// The command, as one would type it in the mountpoint.
+    command: &'static str,
+}
+
+const fn step(about: &'static str, command: &'static str) -> Step {
+    Step { about, command }
+}
+
+/// The tour.
+const STEPS: &[Step] = &[
+    step("What this machine is.", "cat info"),
+    step("Its physical memory, range by range.", "cat mem.map"),
+    step("Its registers, taken at one instant.", "head -n 8 vcpu/0/regs/all"),
+    step("It runs: the instruction pointer moves.", "cat vcpu/0/regs/rip; cat vcpu/0/regs/rip"),
+    step("Memory is a file. File offset = guest physical address.", "od -A x -t x1z -N 64 mem"),
+    step("Control is a file, too.", "echo pause > ctl; cat state"),
+    step("Paused, it stands still.", "cat vcpu/0/regs/rip; cat vcpu/0/regs/rip"),
+    step("And on it goes.", "echo resume > ctl; cat state"),
+];
+
+/// Runs the tour in `mountpoint`; ends early, without an error, when a command is interrupted.
+///
+/// # Errors
+/// Nothing can be printed, or no shell is there.
+pub fn run(mountpoint: &Path) -> io::Result<()> {
+    let mut out = io::stdout();
+    writeln!(out, "The built-in machine is mounted at {}\n", mountpoint.display())?;
+    for step in STEPS {
+        writeln!(out, "# {}\n$ {}", step.about, step.command)?;
+        out.flush()?;
+        let mut shell = Command::new("sh");
+        shell.args(["-c", step.command]).current_dir(mountpoint).stdin(Stdio::null());
+        if shell.status()?.signal().is_some() {
+            return Ok(());
+        }
+        writeln!(out)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_say_what_they_show_and_stay_in_the_mountpoint() {
+        for step in STEPS {
+            assert!(step.about.ends_with('.'), "{}", step.about);
+            assert!(!step.command.contains("sudo") && !step.command.contains("../"), "{}", step.command);
+        }
+    }
+}

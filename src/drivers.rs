@@ -1,0 +1,91 @@
+//! The table of drivers: the one place that names them.
+
+use std::sync::Arc;
+
+use vmtree_api::{Check, Driver, Error, ErrorKind, Host, Listed, Result, Source};
+
+use crate::text;
+
+/// A driver, a row.
+pub struct Entry {
+    /// Its name in SOURCE.
+    pub name: &'static str,
+    /// What it reaches, in a few words.
+    pub about: &'static str,
+    /// A SOURCE as an example.
+    pub example: &'static str,
+    /// Opens a VM.
+    pub open: fn(Source, Arc<dyn Host>) -> Result<Box<dyn Driver>>,
+    /// The running VMs that it finds on this host.
+    pub list: fn() -> Vec<Listed>,
+    /// What it needs of this host.
+    pub checks: fn() -> Vec<Check>,
+    /// Lets a VM run on that a killed daemon of ours left paused.
+    pub recover: fn(&str) -> Result<()>,
+}
+
+/// All drivers.
+pub const DRIVERS: &[Entry] = &[Entry {
+    name: "emu",
+    about: "the built-in machine, no hypervisor at all",
+    example: "emu:",
+    open: vmtree_emu::open,
+    list: Vec::new,
+    checks: Vec::new,
+    recover: nothing_left,
+}];
+
+/// For drivers whose VM dies with the daemon.
+fn nothing_left(_source: &str) -> Result<()> {
+    Ok(())
+}
+
+/// The driver of this name.
+///
+/// # Errors
+/// There is none; the known ones are named.
+pub fn find(name: &str) -> Result<&'static Entry> {
+    DRIVERS.iter().find(|entry| entry.name == name).ok_or_else(|| {
+        let known: Vec<&str> = DRIVERS.iter().map(|entry| entry.name).collect();
+        let why = format!("there is no driver '{name}'; this vmtree has: {}", known.join(", "));
+        Error::new(ErrorKind::Invalid, "read SOURCE", why)
+    })
+}
+
+/// Opens the VM that `source` names.
+///
+/// # Errors
+/// As the driver says.
+pub fn open(source: &str, host: Arc<dyn Host>) -> Result<Box<dyn Driver>> {
+    let source = text::source::parse(source)?;
+    (find(&source.driver)?.open)(source, host)
+}
+
+/// Lets the VM run on that `source` names.
+///
+/// # Errors
+/// As the driver says.
+pub fn recover(source: &str) -> Result<()> {
+    let parsed = text::source::parse(source)?;
+    (find(&parsed.driver)?.recover)(source)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_examples_are_read_by_their_driver() {
+        for (index, entry) in DRIVERS.iter().enumerate() {
+            assert!(DRIVERS[..index].iter().all(|other| other.name != entry.name));
+            assert_eq!(text::source::parse(entry.example).unwrap().driver, entry.name);
+            assert!(!entry.about.is_empty());
+        }
+    }
+
+    #[test]
+    fn an_unknown_driver_is_refused_with_the_known_ones() {
+        let error = find("vmware").err().unwrap().to_string();
+        assert!(error.contains("'vmware'") && error.contains("emu"), "{error}");
+    }
+}

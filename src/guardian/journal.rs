@@ -1,0 +1,261 @@
+//! The undo journal: what would have to be undone if the daemon died now. It lives in memory that the daemon
+//! shares with its guardians, and each entry is written before the act it tells of.
+//!
+//! Layout of the file: an 8-byte magic number with the version, then one slot a kind, [`SLOT_BYTES`] apart: a
+//! valid flag (4 bytes), the payload's length (4 bytes, little-endian), the payload. The flag is written last and
+//! cleared first, so a reader never sees half an entry.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::MemfdFlags;
+
+use super::mounts::MountId;
+
+const MAGIC: [u8; 8] = *b"vmtreeJ\x01";
+/// Room for an entry: two paths of PATH_MAX (4096) bytes and a little.
+const SLOT_BYTES: u64 = 16384;
+const LARGEST: usize = SLOT_BYTES as usize - 8;
+
+/// What an entry tells of. Its number is that of its slot.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u64)]
+enum Slot {
+    Mounting = 1,
+    Mounted = 2,
+    Paused = 3,
+}
+
+/// A pause of ours that would outlive the daemon.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Paused {
+    /// The VM, as the user wrote it.
+    pub source: String,
+    /// The directory that relative paths in it start from.
+    pub directory: PathBuf,
+}
+
+/// The journal, in the daemon or in a guardian.
+#[derive(Debug)]
+pub struct Journal {
+    file: File,
+}
+
+impl Journal {
+    /// An empty journal.
+    ///
+    /// # Errors
+    /// No memory.
+    pub fn create() -> io::Result<Self> {
+        let file = File::from(rustix::fs::memfd_create("vmtree-journal", MemfdFlags::CLOEXEC)?);
+        file.write_all_at(&MAGIC, 0)?;
+        Ok(Self { file })
+    }
+
+    /// The journal that a daemon handed over.
+    ///
+    /// # Errors
+    /// The file is no journal of this version.
+    pub fn open(file: File) -> io::Result<Self> {
+        let mut magic = [0; MAGIC.len()];
+        file.read_exact_at(&mut magic, 0)?;
+        if magic != MAGIC {
+            return Err(io::Error::other("not an undo journal of this version of vmtree"));
+        }
+        Ok(Self { file })
+    }
+
+    /// The file to hand to a guardian.
+    ///
+    /// # Errors
+    /// No file descriptor left.
+    pub fn share(&self) -> io::Result<File> {
+        self.file.try_clone()
+    }
+
+    /// A lock that one process holds at a time: who has it undoes. `None` if another holds it and `wait` is false.
+    ///
+    /// # Errors
+    /// /proc is not there.
+    pub fn lock(&self, wait: bool) -> io::Result<Option<File>> {
+        // A lock belongs to an open file; the descriptors of daemon and guardians share one, so open it anew.
+        let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        let file = fs::OpenOptions::new().read(true).write(true).open(path)?;
+        if wait {
+            file.lock()?;
+        } else if file.try_lock().is_err() {
+            return Ok(None);
+        }
+        Ok(Some(file))
+    }
+
+    /// Notes that a mount at `path` is about to be made.
+    ///
+    /// # Errors
+    /// The entry does not fit or could not be written.
+    pub fn mounting(&self, path: &Path) -> io::Result<()> {
+        self.write(Slot::Mounting, path.as_os_str().as_bytes())
+    }
+
+    /// Notes the mount that was made.
+    ///
+    /// # Errors
+    /// As [`Journal::mounting`].
+    pub fn mounted(&self, id: &MountId) -> io::Result<()> {
+        self.write(Slot::Mounted, format!("{} {}", id.id, id.device).as_bytes())?;
+        self.clear(Slot::Mounting)
+    }
+
+    /// Notes that no mount of ours is left.
+    ///
+    /// # Errors
+    /// The entry could not be written.
+    pub fn unmounted(&self) -> io::Result<()> {
+        self.clear(Slot::Mounting)?;
+        self.clear(Slot::Mounted)
+    }
+
+    /// Notes that we are about to pause the VM.
+    ///
+    /// # Errors
+    /// As [`Journal::mounting`].
+    pub fn paused(&self, paused: &Paused) -> io::Result<()> {
+        let directory = paused.directory.as_os_str().as_bytes();
+        let payload = [paused.source.as_bytes(), b"\0", directory].concat();
+        self.write(Slot::Paused, &payload)
+    }
+
+    /// Notes that nothing is paused by us any more.
+    ///
+    /// # Errors
+    /// The entry could not be written.
+    pub fn resumed(&self) -> io::Result<()> {
+        self.clear(Slot::Paused)
+    }
+
+    /// The path where a mount was about to be made.
+    ///
+    /// # Errors
+    /// The journal could not be read.
+    pub fn read_mounting(&self) -> io::Result<Option<PathBuf>> {
+        Ok(self.read(Slot::Mounting)?.map(into_path))
+    }
+
+    /// The mount that was made.
+    ///
+    /// # Errors
+    /// The journal could not be read.
+    pub fn read_mounted(&self) -> io::Result<Option<MountId>> {
+        let Some(payload) = self.read(Slot::Mounted)? else { return Ok(None) };
+        let text = String::from_utf8_lossy(&payload);
+        let entry = text.split_once(' ').and_then(|(id, device)| {
+            let id = id.parse().ok()?;
+            Some(MountId { id, device: device.to_owned() })
+        });
+        entry.map(Some).ok_or_else(|| io::Error::other("a spoilt entry in the undo journal"))
+    }
+
+    /// The pause that is ours.
+    ///
+    /// # Errors
+    /// The journal could not be read.
+    pub fn read_paused(&self) -> io::Result<Option<Paused>> {
+        let Some(payload) = self.read(Slot::Paused)? else { return Ok(None) };
+        let mut parts = payload.splitn(2, |&byte| byte == 0);
+        let source = String::from_utf8_lossy(parts.next().unwrap_or_default()).into_owned();
+        let directory = into_path(parts.next().unwrap_or_default().to_vec());
+        Ok(Some(Paused { source, directory }))
+    }
+
+    fn write(&self, slot: Slot, payload: &[u8]) -> io::Result<()> {
+        if payload.len() > LARGEST {
+            return Err(io::Error::other("the path is too long for the undo journal"));
+        }
+        let at = slot as u64 * SLOT_BYTES;
+        self.clear(slot)?;
+        self.file.write_all_at(&(payload.len() as u32).to_le_bytes(), at + 4)?;
+        self.file.write_all_at(payload, at + 8)?;
+        self.file.write_all_at(&1_u32.to_le_bytes(), at)
+    }
+
+    fn clear(&self, slot: Slot) -> io::Result<()> {
+        self.file.write_all_at(&0_u32.to_le_bytes(), slot as u64 * SLOT_BYTES)
+    }
+
+    fn read(&self, slot: Slot) -> io::Result<Option<Vec<u8>>> {
+        let at = slot as u64 * SLOT_BYTES;
+        let valid = self.read_u32(at)?;
+        if valid != 1 {
+            return Ok(None);
+        }
+        let bytes = self.read_u32(at + 4)? as usize;
+        let mut payload = vec![0; bytes.min(LARGEST)];
+        self.file.read_exact_at(&mut payload, at + 8)?;
+        Ok(Some(payload))
+    }
+
+    /// A number at `at`; 0 where nothing was ever written.
+    fn read_u32(&self, at: u64) -> io::Result<u32> {
+        let mut word = [0; 4];
+        match self.file.read_exact_at(&mut word, at) {
+            Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => Err(error),
+            _ => Ok(u32::from_le_bytes(word)),
+        }
+    }
+}
+
+fn into_path(bytes: Vec<u8>) -> PathBuf {
+    PathBuf::from(std::ffi::OsString::from_vec(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_are_seen_through_the_shared_file() {
+        let journal = Journal::create().unwrap();
+        let reader = Journal::open(journal.share().unwrap()).unwrap();
+        assert_eq!(reader.read_mounting().unwrap(), None);
+        journal.mounting(Path::new("/mnt/a b")).unwrap();
+        assert_eq!(reader.read_mounting().unwrap().as_deref(), Some(Path::new("/mnt/a b")));
+        let id = MountId { id: 7, device: "0:42".to_owned() };
+        journal.mounted(&id).unwrap();
+        assert_eq!((reader.read_mounting().unwrap(), reader.read_mounted().unwrap()), (None, Some(id)));
+        journal.unmounted().unwrap();
+        assert_eq!(reader.read_mounted().unwrap(), None);
+    }
+
+    #[test]
+    fn a_pause_is_noted_and_taken_back() {
+        let journal = Journal::create().unwrap();
+        let paused = Paused { source: "qemu:vm.qmp".to_owned(), directory: PathBuf::from("/tmp") };
+        journal.paused(&paused).unwrap();
+        assert_eq!(journal.read_paused().unwrap(), Some(paused));
+        journal.resumed().unwrap();
+        assert_eq!(journal.read_paused().unwrap(), None);
+    }
+
+    #[test]
+    fn one_holds_the_lock_at_a_time() {
+        let journal = Journal::create().unwrap();
+        let held = journal.lock(true).unwrap();
+        assert!(held.is_some());
+        assert!(journal.lock(false).unwrap().is_none());
+        drop(held);
+        assert!(journal.lock(false).unwrap().is_some());
+    }
+
+    #[test]
+    fn other_files_and_too_long_entries_are_refused() {
+        assert!(Journal::open(File::open("/dev/null").unwrap()).is_err());
+        let long = "x".repeat(LARGEST + 1);
+        let journal = Journal::create().unwrap();
+        assert!(journal.mounting(Path::new(&long)).is_err());
+        assert_eq!(journal.read_mounting().unwrap(), None);
+    }
+}

@@ -1,0 +1,112 @@
+//! The guardian: a process that undoes what a killed daemon left. It holds the reading end of a pipe whose other
+//! end only the daemon has, and the undo [`journal`]. When the pipe ends, so has the daemon.
+
+pub mod journal;
+pub mod keep;
+pub mod mounts;
+pub mod pauses;
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use journal::{Journal, Paused};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use crate::drivers;
+
+/// The body of the hidden command `vmtree guardian`: standard input is the pipe, standard output the journal.
+///
+/// # Errors
+/// It was not started by a daemon.
+pub fn main() -> io::Result<()> {
+    // It must outlive whatever ends the daemon: a terminal's Ctrl-C, a service manager's SIGTERM.
+    let ignored = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        signal_hook::flag::register(signal, ignored.clone())?;
+    }
+    // It fails where the process leads its group already, and then it isn't needed.
+    let _ = rustix::process::setsid();
+    std::env::set_current_dir("/")?;
+    crate::daemon::name_process();
+    let journal = Journal::open(File::from(io::stdout().as_fd().try_clone_to_owned()?))?;
+    wait_for_end();
+    undo(&journal, true)
+}
+
+fn wait_for_end() {
+    let mut pipe = io::stdin().lock();
+    let mut byte = [0];
+    loop {
+        match pipe.read(&mut byte) {
+            Ok(0) => return,
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => return,
+            _ => {}
+        }
+    }
+}
+
+/// Undoes what the journal says, unless another process is at it: then it waits for that one, or with `wait` false
+/// leaves it to it. What is undone is taken out of the journal.
+///
+/// # Errors
+/// The journal could not be read. What can't be undone is logged.
+pub fn undo(journal: &Journal, wait: bool) -> io::Result<()> {
+    let Some(_lock) = journal.lock(wait)? else { return Ok(()) };
+    if let Some(id) = journal.read_mounted()? {
+        match mounts::detach(&id) {
+            Ok(true) => log::info!("detached mount {id}"),
+            Ok(false) => {}
+            Err(error) => log::error!("detach mount {id}: {error}"),
+        }
+    }
+    if let Some(path) = journal.read_mounting()? {
+        undo_unfinished(&path);
+    }
+    journal.unmounted()?;
+    if let Some(paused) = journal.read_paused()? {
+        recover(&paused);
+    }
+    journal.resumed()
+}
+
+/// The daemon died between mounting and noting the mount: a mount there that is dead is its own.
+fn undo_unfinished(path: &Path) {
+    let Ok(Some(mount)) = mounts::at(path) else { return };
+    if !mounts::is_stale(&mount) {
+        return;
+    }
+    if let Err(error) = mounts::detach(&mount.id) {
+        log::error!("detach {}: {error}", path.display());
+    }
+}
+
+fn recover(paused: &Paused) {
+    // Relative paths in the source were the daemon's.
+    let _ = std::env::set_current_dir(&paused.directory);
+    match drivers::recover(&paused.source) {
+        Ok(()) => log::info!("resumed {}", paused.source),
+        Err(error) => log::error!("resume {}: {error}", paused.source),
+    }
+    let _ = std::env::set_current_dir("/");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn undoing_an_empty_journal_or_a_mount_that_is_gone_is_no_error() {
+        let journal = Journal::create().unwrap();
+        undo(&journal, true).unwrap();
+        let id = mounts::MountId { id: u32::MAX, device: "0:0".to_owned() };
+        journal.mounted(&id).unwrap();
+        journal.mounting(Path::new("/nowhere")).unwrap();
+        undo(&journal, true).unwrap();
+        assert_eq!(journal.read_mounted().unwrap(), None);
+        assert_eq!(journal.read_mounting().unwrap(), None);
+    }
+}

@@ -1,0 +1,7 @@
+//! The `vmtree` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    vmtree::cli::run()
+}

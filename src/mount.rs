@@ -1,0 +1,186 @@
+//! One mount from its beginning to its orderly end: driver, guardians, tree, session.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use vmtree_api::{Driver, Error, ErrorKind, Result};
+
+use crate::daemon::ends::{End, Ends};
+use crate::daemon::{self, presence};
+use crate::fuse::Waiting;
+use crate::guardian::journal::Journal;
+use crate::guardian::keep::{Guardians, Log};
+use crate::guardian::mounts::{self, Mount};
+use crate::guardian::pauses::Journaled;
+use crate::text::options;
+use crate::tree::Tree;
+use crate::{drivers, fuse};
+
+const OP: &str = "mount";
+/// How long giving back what the mount holds may take before it is left to the guardians.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What to mount, and where.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The VM.
+    pub source: String,
+    /// The directory, as the user wrote it.
+    pub mountpoint: PathBuf,
+    /// The `-o` lists.
+    pub options: Vec<String>,
+    /// Where the guardians log to.
+    pub log: Log,
+}
+
+/// Mounts, calls `ready` once the mount answers, and serves until the end comes. Files are given back and the
+/// mountpoint is free when this returns; then the process must exit by [`std::process::exit`], because the
+/// session's own destructor would unmount by path.
+///
+/// # Errors
+/// Nothing is mounted, paused or armed then.
+pub fn serve(request: &Request, ready: impl FnOnce(&Path) -> io::Result<()>) -> Result<End> {
+    let options = options::parse(request.options.iter().map(String::as_str))?;
+    let mountpoint = check(&request.mountpoint)?;
+    let ends = Ends::default();
+    let journal = Arc::new(Journal::create().map_err(|error| io_error("undo journal", error))?);
+    let guardians = Guardians::start(journal.clone(), request.log)
+        .map_err(|error| io_error("start the guardian process", error))?;
+    let driver = match open(request, &ends, journal.clone()) {
+        Ok(driver) => driver,
+        Err(error) => {
+            guardians.finish();
+            return Err(error);
+        }
+    };
+    let tree = Tree::new(driver, request.source.clone(), options);
+    // Nothing of ours keeps the caller's directory busy.
+    if let Err(error) = std::env::set_current_dir("/") {
+        log::warn!("chdir /: {error}");
+    }
+    let result = attach(&tree, &mountpoint, &ends, &journal).map(|waiting| {
+        if let Err(error) = ready(&mountpoint) {
+            log::warn!("{error}");
+            // Fails only when the mount has ended already.
+            let _ = ends.sender().send(End::Abandoned);
+        }
+        let end = ends.wait();
+        waiting.release();
+        end
+    });
+    if let Ok(end) = &result {
+        log::info!("{}: {end}", mountpoint.display());
+    }
+    finish(tree, &ends, guardians);
+    result
+}
+
+/// Gives back all that the mount holds, then has it detached.
+fn finish(tree: Arc<Tree>, ends: &Ends, guardians: Guardians) {
+    if !ends.finish(PATIENCE, move || tree.release()) {
+        log::warn!("the VM's manager does not answer; leaving");
+    }
+    guardians.finish();
+}
+
+/// Opens the driver, its pauses noted in the journal.
+fn open(request: &Request, ends: &Ends, journal: Arc<Journal>) -> Result<Arc<dyn Driver>> {
+    let driver = drivers::open(&request.source, Arc::new(ends.host()))?;
+    let journaled = Journaled::new(Arc::from(driver), &request.source, journal)
+        .map_err(|error| io_error("current directory", error))?;
+    Ok(Arc::new(journaled))
+}
+
+/// Makes the mount and sees to it that its end is noticed.
+fn attach(tree: &Arc<Tree>, mountpoint: &Path, ends: &Ends, journal: &Journal) -> Result<Waiting> {
+    let here = || mountpoint.display().to_string();
+    ends.watch_signals().map_err(|error| io_error("signals", error))?;
+    journal.mounting(mountpoint).map_err(|error| io_error(&here(), error))?;
+    let sender = ends.sender();
+    let unmounted = move || {
+        let _ = sender.send(End::Unmounted);
+    };
+    let waiting = fuse::serve(tree.clone(), mountpoint, daemon::owner(), unmounted)
+        .map_err(|error| io_error(&here(), error))?;
+    let mount = mounts::at(mountpoint).map_err(|error| io_error("/proc", error))?;
+    // It may be gone already; then on_end has told so.
+    let Some(Mount { id, .. }) = mount else { return Ok(waiting) };
+    journal.mounted(&id).map_err(|error| io_error("undo journal", error))?;
+    match presence::show(&id) {
+        // Held until the process exits: that is its meaning.
+        Ok(presence) => std::mem::forget(presence),
+        Err(error) => log::warn!("vmtree umount can't wait for this mount's end: {error}"),
+    }
+    ends.watch_mount(id).map_err(|error| io_error("watch the mount", error))?;
+    Ok(waiting)
+}
+
+/// Looks at the mountpoint and the host before anything is done, detaches a dead mount of ours that is still
+/// there, and returns the mountpoint's full path.
+///
+/// # Errors
+/// What is wrong, with its cure.
+pub fn check(mountpoint: &Path) -> Result<PathBuf> {
+    let shown = mountpoint.display();
+    let path = mounts::canonical(mountpoint).map_err(|error| {
+        let cure = if error.kind() == io::ErrorKind::NotFound { "; make it first: mkdir -p" } else { "" };
+        refused(ErrorKind::NotFound, format!("mountpoint {shown}: {error}{cure}"))
+    })?;
+    if let Some(mount) = mounts::at(&path).map_err(|error| io_error("/proc", error))? {
+        heal(&mount)?;
+    }
+    let metadata = fs::metadata(&path).map_err(|error| io_error(&format!("mountpoint {shown}"), error))?;
+    if !metadata.is_dir() {
+        return Err(refused(ErrorKind::Invalid, format!("mountpoint {shown} is not a directory")));
+    }
+    check_device()?;
+    Ok(path)
+}
+
+/// Detaches the mount if its daemon is gone; else the mountpoint is taken.
+fn heal(mount: &Mount) -> Result<()> {
+    let path = mount.path.display();
+    if presence::watch(&mount.id).is_some() || !mounts::is_stale(mount) {
+        let why = format!("{path} shows {} already; unmount it first: vmtree umount {path}", mount.source);
+        return Err(refused(ErrorKind::Busy, why));
+    }
+    log::warn!("{path}: detaching the dead mount of {}", mount.source);
+    mounts::detach(&mount.id)
+        .map_err(|error| io_error(&format!("detach the dead mount at {path}"), error))?;
+    Ok(())
+}
+
+/// Looks whether FUSE can be had.
+///
+/// # Errors
+/// What is missing, with its cure.
+pub fn check_device() -> Result<()> {
+    if let Err(error) = File::options().read(true).write(true).open("/dev/fuse") {
+        let cure = match error.kind() {
+            io::ErrorKind::PermissionDenied => "run as root, or let this user open it: chmod 0666 /dev/fuse",
+            _ => "load it: modprobe fuse (in a container: run it with --device /dev/fuse)",
+        };
+        return Err(refused(ErrorKind::NotFound, format!("/dev/fuse: {error}; {cure}")));
+    }
+    if daemon::is_root() || daemon::in_path("fusermount3") {
+        return Ok(());
+    }
+    let why =
+        "plain users mount by fusermount3, which is not there; install the package fuse3 or run as root";
+    Err(refused(ErrorKind::Denied, why.to_owned()))
+}
+
+fn refused(kind: ErrorKind, why: String) -> Error {
+    Error::new(kind, OP, why)
+}
+
+fn io_error(what: &str, error: io::Error) -> Error {
+    let cure = match error.kind() {
+        io::ErrorKind::PermissionDenied => "; run as root, or install fuse3 and own the mountpoint",
+        _ => "",
+    };
+    Error::new(ErrorKind::Io, OP, format!("{what}: {error}{cure}"))
+}
