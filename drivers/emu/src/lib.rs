@@ -1,8 +1,10 @@
 //! The built-in machine: an x86-64 machine in software.
 
+mod apic;
 pub mod cpu;
 mod driver;
 mod options;
+mod phys;
 mod ram;
 mod sys;
 
