@@ -315,10 +315,12 @@ impl Apic {
         }
     }
 
-    /// Whether the timer will raise an interrupt when it fires.
+    /// Whether the timer runs and will raise an interrupt that the task priority lets through.
     #[must_use]
-    pub fn armed(&self) -> Option<u64> {
-        self.deadline.filter(|_| self.enabled() && self.lvt[0] & MASKED == 0)
+    pub fn can_interrupt(&self) -> bool {
+        let entry = self.lvt[0];
+        let heard = entry & MASKED == 0 && entry as u8 >> 4 > self.ppr() >> 4;
+        self.deadline.is_some() && self.enabled() && heard
     }
 }
 

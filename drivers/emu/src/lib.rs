@@ -3,10 +3,16 @@
 mod apic;
 pub mod cpu;
 mod driver;
+mod execution;
+pub mod loader;
+mod machine;
 mod options;
 mod phys;
 mod ram;
+mod registers;
+mod start;
 mod sys;
+mod turns;
 
 use std::sync::Arc;
 
