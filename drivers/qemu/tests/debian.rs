@@ -17,15 +17,13 @@ const CHANGED: &[u8] = b"CHANGED-BY-VMTREE-FROM-OUTSIDE";
 fn addresses(memory: &dyn Memory, needle: &[u8]) -> Vec<u64> {
     let mut found = Vec::new();
     for region in memory.map().regions().iter().filter(|region| region.kind == RegionKind::Ram) {
-        let mut at = region.start.0;
-        while at < region.end.0 {
+        for at in (region.start.0..region.end.0).step_by(1 << 20) {
             // Windows overlap, so that no needle falls between two.
             let count = (region.end.0 - at).min((1 << 20) + needle.len() as u64 - 1);
             let mut buf = vec![0; count as usize];
             assert_eq!(memory.read(Gpa(at), &mut buf).unwrap(), buf.len());
             let hits = buf.windows(needle.len()).enumerate().filter(|(_, window)| *window == needle);
             found.extend(hits.map(|(index, _)| at + index as u64));
-            at += 1 << 20;
         }
     }
     found

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Init of the lab's guest: keeps a string in the shell's memory and says it each second, or sooner if it changed.
+# Init of the lab's guest: keeps a string in the shell's memory and says it each second.
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev 2>/dev/null
@@ -7,7 +7,10 @@ mount -t devtmpfs dev /dev 2>/dev/null
 a=VMTREE
 b=SECRET
 kept="$a-$b-0123456789abcdef"
+# A second's wait without a process of its own: each fork would move the shell's pages to other frames.
+mkfifo /never
+exec 3<>/never
 while :; do
     echo "guest says: $kept"
-    sleep 1
+    read -r -t 1 _ <&3
 done
