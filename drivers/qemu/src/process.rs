@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::options::{CommandLine, Listener};
@@ -76,15 +77,14 @@ impl Process {
         self.bound_sockets().remove(&inode)
     }
 
-    /// Whether one of its descriptors is the socket bound to `path`.
+    /// Whether one of its descriptors is the socket at `path`.
     #[must_use]
     pub fn listens_at(&self, path: &Path) -> bool {
         let Ok(entries) = fs::read_dir(format!("/proc/{}/fd", self.pid)) else { return false };
         let bound = self.bound_sockets();
-        let links = entries.flatten().filter_map(|entry| fs::read_link(entry.path()).ok());
-        links
-            .filter_map(|link| socket_inode(&link))
-            .any(|inode| bound.get(&inode).is_some_and(|at| at == path))
+        let inodes = entries.flatten().filter_map(|entry| socket_inode(&fs::read_link(entry.path()).ok()?));
+        let mut paths = inodes.filter_map(|inode| self.reach(bound.get(&inode)?));
+        paths.any(|at| same_file(&at, path))
     }
 
     fn bound_sockets(&self) -> HashMap<u64, PathBuf> {
@@ -102,6 +102,12 @@ impl Process {
         let rooted = Path::new(&format!("/proc/{pid}/root")).join(absolute.strip_prefix("/").ok()?);
         [absolute, rooted].into_iter().find(|path| path.exists())
     }
+}
+
+/// Whether both paths lead to one file; they may go through links and other roots.
+fn same_file(a: &Path, b: &Path) -> bool {
+    let identity = |path| fs::metadata(path).map(|file| (file.dev(), file.ino())).ok();
+    identity(a).is_some_and(|file| Some(file) == identity(b))
 }
 
 /// Reads `socket:[INODE]`.
@@ -123,8 +129,8 @@ fn bound_sockets(table: &[u8]) -> HashMap<u64, PathBuf> {
                 inode = std::str::from_utf8(word).ok()?.parse().ok();
                 rest = behind;
             }
-            let path =
-                rest.strip_prefix(b" ").filter(|path| path.starts_with(b"/") || path.starts_with(b"."))?;
+            // A name that begins with @ is an abstract one, which no path reaches.
+            let path = rest.strip_prefix(b" ").filter(|path| !path.is_empty() && !path.starts_with(b"@"))?;
             Some((inode?, PathBuf::from(std::ffi::OsStr::from_bytes(path))))
         })
         .collect()
@@ -140,8 +146,10 @@ mod tests {
         let table = b"Num       RefCount Protocol Flags    Type St Inode Path\n\
             0000000000000000: 00000002 00000000 00010000 0001 01 14952 /run/a b.qmp\n\
             0000000000000000: 00000003 00000000 00000000 0001 03 14953\n\
-            0000000000000000: 00000002 00000000 00010000 0001 01 14954 @abstract\n";
-        assert_eq!(bound_sockets(table), HashMap::from([(14952, PathBuf::from("/run/a b.qmp"))]));
+            0000000000000000: 00000002 00000000 00010000 0001 01 14954 @abstract\n\
+            0000000000000000: 00000002 00000000 00010000 0001 01 14955 qmp\n";
+        let bound = [(14952, PathBuf::from("/run/a b.qmp")), (14955, PathBuf::from("qmp"))];
+        assert_eq!(bound_sockets(table), HashMap::from(bound));
     }
 
     #[test]

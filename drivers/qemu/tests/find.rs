@@ -4,7 +4,9 @@
 #[path = "../../../tests/labs/qemu/lab.rs"]
 mod lab;
 
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::Command;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
@@ -203,4 +205,42 @@ fn what_is_missing_says_why() {
     ] {
         assert!(!missing.unwrap().why.is_empty());
     }
+}
+
+/// The other half of the next test, run by it as another user.
+#[test]
+fn as_a_stranger() {
+    let Ok(socket) = std::env::var("VMTREE_TEST_STRANGER") else { return };
+    let error = refused(&socket);
+    assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
+    assert!(error.to_string().contains("CAP_SYS_PTRACE"), "{error}");
+}
+
+#[test]
+fn another_users_qemu_is_refused_with_the_cure() {
+    if !lab::have_qemu() || !rustix::process::getuid().is_root() {
+        println!("skipped: only root can become another user");
+        return;
+    }
+    let vm = Vm::start(&["-m", "64M"]);
+    for path in [vm.folder().to_owned(), vm.qmp().into()] {
+        std::fs::set_permissions(path, PermissionsExt::from_mode(0o777)).unwrap();
+    }
+    // A copy, in a place that the stranger can reach.
+    let copy = vm.folder().join("stranger");
+    std::fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
+    let run = Command::new("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"])
+        .arg(&copy)
+        .args(["--exact", "as_a_stranger"])
+        .env("VMTREE_TEST_STRANGER", vm.qmp())
+        .current_dir("/")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&run.stdout);
+    assert!(
+        run.status.success() && text.contains("1 passed"),
+        "{text} {}",
+        String::from_utf8_lossy(&run.stderr)
+    );
 }

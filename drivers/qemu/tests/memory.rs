@@ -4,11 +4,12 @@
 #[path = "../../../tests/labs/qemu/lab.rs"]
 mod lab;
 
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lab::Vm;
 use vmtree_api::{Driver, ErrorKind, Gpa, Memory, NoHost, RegionKind, Source, Span};
@@ -20,10 +21,15 @@ fn open(vm: &Vm) -> Box<dyn Driver> {
     vmtree_qemu::open(Source::new("qemu", &vm.qmp(), Vec::new()), Arc::new(NoHost)).unwrap()
 }
 
-/// Firmware that is done leaves the layout and these addresses alone.
+/// A VM whose firmware is done: it has locked its shadow at 0xf0000 and leaves the layout alone from then on.
 fn booted(args: &[&str]) -> Vm {
-    let vm = Vm::start(args);
-    sleep(Duration::from_millis(1500));
+    let mut vm = Vm::start(args);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !vm.human("info mtree -f").contains("00000000000f0000-00000000000fffff (prio 0, rom)") {
+        assert!(Instant::now() < deadline, "the firmware is not done: {}", vm.human("info registers"));
+        sleep(Duration::from_millis(50));
+    }
+    sleep(Duration::from_millis(300));
     vm
 }
 
@@ -45,10 +51,10 @@ fn kind_at(memory: &dyn Memory, gpa: u64) -> Option<RegionKind> {
 }
 
 /// A machine of 2 GiB, of which 1 GiB lies above the hole if `split`, with patterns loaded into its RAM.
-fn machine(folder: &Path, backend: &str, split: bool) -> (Vm, Vec<u64>) {
+fn machine(folder: &Path, backend: &str, split: bool, accelerator: &str) -> (Vm, Vec<u64>) {
     let mut places = vec![16 * MIB, GIB - MIB];
     places.push(if split { 4 * GIB + 16 * MIB } else { 2 * GIB - 16 * MIB });
-    let mut args = vec!["-m".to_owned(), "2G".to_owned()];
+    let mut args = ["-m", "2G", "-accel", accelerator].map(str::to_owned).to_vec();
     for (seed, place) in places.iter().enumerate() {
         let file = folder.join(format!("pattern{seed}"));
         std::fs::write(&file, pattern(seed as u8)).unwrap();
@@ -81,14 +87,22 @@ fn bytes_are_those_of_qemu_for_each_backend_and_on_both_sides_of_the_hole() {
     for backend in ["memfd", "file", "plain"] {
         for split in [false, true] {
             println!("{backend}, split {split}");
-            check_machine(backend, split);
+            check_machine(backend, split, "tcg");
         }
     }
 }
 
-fn check_machine(backend: &str, split: bool) {
+#[test]
+fn kvm_guests_are_read_as_tcg_ones() {
+    if lab::have_qemu() && lab::have_kvm() {
+        check_machine("memfd", true, "kvm");
+        check_machine("plain", true, "kvm");
+    }
+}
+
+fn check_machine(backend: &str, split: bool, accelerator: &str) {
     let folder = tempfile::tempdir().unwrap();
-    let (mut vm, places) = machine(folder.path(), backend, split);
+    let (mut vm, places) = machine(folder.path(), backend, split, accelerator);
     let driver = open(&vm);
     let memory = driver.memory();
     check_map(memory, split);
@@ -107,6 +121,7 @@ fn check_machine(backend: &str, split: bool) {
     check_blocks(memory, backend, &places);
     check_edges(memory);
     assert_eq!(driver.facts().vcpus, Some(1));
+    assert!(driver.facts().extra.contains(&("accelerator", accelerator.to_owned())));
     let memory_way = &driver.facts().extra.iter().find(|(key, _)| *key == "memory").unwrap().1;
     let expected = match backend {
         "memfd" => "ram0 shared memfd",
@@ -250,4 +265,45 @@ fn the_ram_of_devices_is_no_guest_ram_and_a_dimm_is() {
     memory.write(Gpa(4 * GIB), b"a DIMM's").unwrap();
     assert_eq!(vm.xp(4 * GIB), u64::from_le_bytes(*b"a DIMM's"));
     assert_eq!(memory.blocks().iter().map(|block| &*block.name).collect::<Vec<_>>(), ["stick"]);
+}
+
+#[test]
+fn flash_that_reads_as_memory_is_rom() {
+    if !lab::have_qemu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("flash");
+    // The reset vector is its end; code of one jump to itself is enough of a firmware.
+    let mut flash = pattern(7);
+    let end = flash.len();
+    flash[end - 16..end - 14].copy_from_slice(&[0xeb, 0xfe]);
+    std::fs::write(&image, &flash).unwrap();
+    let drive = format!("if=pflash,format=raw,file={}", image.display());
+    let vm = Vm::start(&["-machine", "q35", "-m", "64M", "-drive", &drive]);
+    let driver = open(&vm);
+    let start = 4 * GIB - flash.len() as u64;
+    assert_eq!(kind_at(driver.memory(), start), Some(RegionKind::Rom));
+    assert_eq!(bytes(driver.memory(), start, flash.len()), flash);
+}
+
+#[test]
+fn a_file_that_is_cut_short_is_an_error_and_no_signal() {
+    if !lab::have_qemu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (vm, places) = machine(folder.path(), "file", true, "tcg");
+    let driver = open(&vm);
+    let memory = driver.memory();
+    let file = std::fs::File::options().write(true).open(vm.folder().join("ram")).unwrap();
+    // The guest uses nothing of what lies above the hole.
+    file.set_len(GIB).unwrap();
+    assert_eq!(memory.read(Gpa(places[2]), &mut [0; 16]).unwrap_err().kind(), ErrorKind::Io);
+    let mut sink = tempfile::tempfile().unwrap();
+    let mut sent = None;
+    assert!(memory.lend(Gpa(places[2]), 16, &mut |bytes| sent = Some(sink.write(bytes))).unwrap());
+    // EFAULT
+    assert_eq!(sent.unwrap().unwrap_err().raw_os_error(), Some(14));
+    assert_eq!(bytes(memory, places[0], 65536), pattern(0));
 }

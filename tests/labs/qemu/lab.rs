@@ -27,6 +27,15 @@ pub fn have_qemu() -> bool {
     found
 }
 
+/// Whether this host lets QEMU use KVM; prints a line if not.
+pub fn have_kvm() -> bool {
+    let found = fs::File::options().read(true).write(true).open("/dev/kvm").is_ok();
+    if !found {
+        println!("skipped: /dev/kvm can't be opened");
+    }
+    found
+}
+
 /// The folder with the Debian guest's `vmlinuz` and `initrd.gz`, made if needed; prints a line if it can't be.
 pub fn debian() -> Option<PathBuf> {
     let script =
