@@ -35,13 +35,13 @@ pub struct Request {
     pub log: Log,
 }
 
-/// Mounts, calls `ready` once the mount answers, and serves until the end comes. Files are given back and the
+/// Mounts, calls `ready` once the mount answers, and serves until the end comes, which `ready` may order. Files are given back and the
 /// mountpoint is free when this returns; then the process must exit by [`std::process::exit`], because the
 /// session's own destructor would unmount by path.
 ///
 /// # Errors
 /// Nothing is mounted, paused or armed then.
-pub fn serve(request: &Request, ready: impl FnOnce(&Path) -> io::Result<()>) -> Result<End> {
+pub fn serve(request: &Request, ready: impl FnOnce(&Path) -> std::result::Result<(), End>) -> Result<End> {
     let options = options::parse(request.options.iter().map(String::as_str))?;
     let mountpoint = check(&request.mountpoint)?;
     let ends = Ends::default();
@@ -60,14 +60,8 @@ pub fn serve(request: &Request, ready: impl FnOnce(&Path) -> io::Result<()>) -> 
     if let Err(error) = std::env::set_current_dir("/") {
         log::warn!("chdir /: {error}");
     }
-    let result = attach(&tree, &mountpoint, &ends, &journal).map(|()| {
-        if let Err(error) = ready(&mountpoint) {
-            log::warn!("{error}");
-            // Fails only when the mount has ended already.
-            let _ = ends.sender().send(End::Abandoned);
-        }
-        ends.wait()
-    });
+    let result = attach(&tree, &mountpoint, &ends, &journal);
+    let result = result.map(|()| ready(&mountpoint).err().unwrap_or_else(|| ends.wait()));
     if let Ok(end) = &result {
         log::info!("{}: {end}", mountpoint.display());
     }
@@ -96,8 +90,8 @@ fn attach(tree: &Arc<Tree>, mountpoint: &Path, ends: &Ends, journal: &Journal) -
     let here = || mountpoint.display().to_string();
     ends.watch_signals().map_err(|error| io_error("signals", error))?;
     journal.mounting(mountpoint).map_err(|error| io_error(&here(), error))?;
-    let served = fuse::serve(tree.clone(), mountpoint, daemon::owner())
-        .map_err(|error| io_error(&here(), error))?;
+    let served =
+        fuse::serve(tree.clone(), mountpoint, daemon::owner()).map_err(|error| io_error(&here(), error))?;
     let sender = ends.sender();
     served.on_end(move || {
         let _ = sender.send(End::Unmounted);
@@ -106,14 +100,14 @@ fn attach(tree: &Arc<Tree>, mountpoint: &Path, ends: &Ends, journal: &Journal) -
     std::mem::forget(served);
     let mount = mounts::at(mountpoint).map_err(|error| io_error("/proc", error))?;
     // It may be gone already; then on_end has told so.
-    let Some(Mount { id, .. }) = mount else { return Ok(()) };
-    journal.mounted(&id).map_err(|error| io_error("undo journal", error))?;
-    match presence::show(&id) {
+    let Some(mark) = mount.as_ref().map(mounts::mark) else { return Ok(()) };
+    journal.mounted(&mark).map_err(|error| io_error("undo journal", error))?;
+    match presence::show(&mark) {
         // Held until the process exits: that is its meaning.
         Ok(presence) => std::mem::forget(presence),
         Err(error) => log::warn!("vmtree umount can't wait for this mount's end: {error}"),
     }
-    ends.watch_mount(id).map_err(|error| io_error("watch the mount", error))
+    ends.watch_mount(mark).map_err(|error| io_error("watch the mount", error))
 }
 
 /// Looks at the mountpoint and the host before anything is done, detaches a dead mount of ours that is still
@@ -141,12 +135,13 @@ pub fn check(mountpoint: &Path) -> Result<PathBuf> {
 /// Detaches the mount if its daemon is gone; else the mountpoint is taken.
 fn heal(mount: &Mount) -> Result<()> {
     let path = mount.path.display();
-    if presence::watch(&mount.id).is_some() || !mounts::is_stale(mount) {
+    let mark = mounts::mark(mount);
+    if presence::watch(&mark).is_some() || !mounts::is_stale(mount) {
         let why = format!("{path} shows {} already; unmount it first: vmtree umount {path}", mount.source);
         return Err(refused(ErrorKind::Busy, why));
     }
     log::warn!("{path}: detaching the dead mount of {}", mount.source);
-    mounts::detach(&mount.id).map_err(|error| io_error(&format!("detach the dead mount at {path}"), error))?;
+    mounts::detach(&mark).map_err(|error| io_error(&format!("detach the dead mount at {path}"), error))?;
     Ok(())
 }
 
@@ -165,7 +160,8 @@ pub fn check_device() -> Result<()> {
     if daemon::is_root() || daemon::in_path("fusermount3") {
         return Ok(());
     }
-    let why = "plain users mount by fusermount3, which is not there; install the package fuse3 or run as root";
+    let why =
+        "plain users mount by fusermount3, which is not there; install the package fuse3 or run as root";
     Err(refused(ErrorKind::Denied, why.to_owned()))
 }
 
@@ -180,4 +176,3 @@ fn io_error(what: &str, error: io::Error) -> Error {
     };
     Error::new(ErrorKind::Io, OP, format!("{what}: {error}{cure}"))
 }
-

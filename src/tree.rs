@@ -49,14 +49,18 @@ pub mod placeholder {
                 host.ended("it was told to");
             });
         }
-        let facts = Facts { driver: "emu", name: None, arch: Arch::X86_64, vcpus: Some(1), extra: Vec::new() };
+        let facts =
+            Facts { driver: "emu", name: None, arch: Arch::X86_64, vcpus: Some(1), extra: Vec::new() };
         Ok(Box::new(Nothing { facts, ram: vec![0; ram as usize] }))
     }
 
     impl Memory for Nothing {
         fn map(&self) -> Arc<MemoryMap> {
             let end = Gpa(self.ram.len() as u64);
-            Arc::new(MemoryMap::new(0, vec![Region { start: Gpa(0), end, kind: RegionKind::Ram, block: None }]))
+            Arc::new(MemoryMap::new(
+                0,
+                vec![Region { start: Gpa(0), end, kind: RegionKind::Ram, block: None }],
+            ))
         }
         fn blocks(&self) -> Vec<Block> {
             Vec::new()

@@ -7,7 +7,9 @@ use crate::drivers::DRIVERS;
 pub fn run() -> Result<(), Failure> {
     let found: Vec<_> = DRIVERS.iter().flat_map(|entry| (entry.list)()).collect();
     if found.is_empty() {
-        eprintln!("vmtree: no running VM found; the built-in machine is always there: vmtree mount emu: MOUNTPOINT");
+        eprintln!(
+            "vmtree: no running VM found; the built-in machine is always there: vmtree mount emu: MOUNTPOINT"
+        );
         return Ok(());
     }
     let width = found.iter().map(|vm| vm.source.chars().count()).max().unwrap_or(0);

@@ -165,7 +165,9 @@ fn start_logging(command: &Command) {
 fn print(text: &str) -> Result<(), Failure> {
     use std::io::{ErrorKind, Write};
     match std::io::stdout().lock().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Failure::new(format!("write the output: {error}"))),
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Failure::new(format!("write the output: {error}")))
+        }
         _ => Ok(()),
     }
 }
@@ -182,7 +184,8 @@ mod tests {
 
     #[test]
     fn mount_takes_options_behind_the_paths() {
-        let cli = Cli::try_parse_from(["vmtree", "mount", "emu:", "/mnt", "-o", "ro,uid=1", "-o", "gid=2", "-f"]);
+        let cli =
+            Cli::try_parse_from(["vmtree", "mount", "emu:", "/mnt", "-o", "ro,uid=1", "-o", "gid=2", "-f"]);
         let Command::Mount(args) = cli.unwrap().command else { panic!("not mount") };
         assert_eq!(args.options, ["ro,uid=1", "gid=2"]);
         assert!(args.foreground);

@@ -12,7 +12,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use vmtree_api::Host;
 
-use crate::guardian::mounts::{self, MountId};
+use crate::guardian::mounts::{self, Mark};
 
 /// Why a mount ends.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -25,6 +25,8 @@ pub enum End {
     Unmounted,
     /// The caller did not wait for the mount.
     Abandoned,
+    /// What it was made for is done.
+    Over,
 }
 
 impl fmt::Display for End {
@@ -34,6 +36,7 @@ impl fmt::Display for End {
             Self::Gone(why) => write!(f, "the VM is gone: {why}"),
             Self::Unmounted => f.write_str("unmounted from outside"),
             Self::Abandoned => f.write_str("the caller went away before the mount answered"),
+            Self::Over => f.write_str("done"),
         }
     }
 }
@@ -97,11 +100,11 @@ impl Ends {
     ///
     /// # Errors
     /// No thread could be made, or /proc is not there.
-    pub fn watch_mount(&self, id: MountId) -> io::Result<()> {
+    pub fn watch_mount(&self, mark: Mark) -> io::Result<()> {
         let table = File::open(mounts::TABLE)?;
         let sender = self.sender.clone();
         thread::Builder::new().name("mounts".to_owned()).spawn(move || {
-            while !matches!(mounts::find(&id), Ok(None)) {
+            while !matches!(mounts::is_there(&mark), Ok(false)) {
                 // The kernel reports each change of the table as an exceptional condition (proc(5)).
                 let mut fds = [PollFd::new(&table, PollFlags::PRI)];
                 if rustix::event::poll(&mut fds, None).is_err() {
@@ -161,7 +164,7 @@ mod tests {
     #[test]
     fn a_mount_that_is_not_there_has_ended() {
         let ends = Ends::default();
-        ends.watch_mount(MountId { id: u32::MAX, device: "0:0".to_owned() }).unwrap();
+        ends.watch_mount(mounts::nowhere()).unwrap();
         assert_eq!(ends.wait(), End::Unmounted);
     }
 

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vmtree_api::events::{EventSource, Injection};
 use vmtree_api::views::Views;
 use vmtree_api::{
-    Cancel, Driver, Error, ErrorKind, Execution, Facts, Memory, Missing, Pause, Registers, Result, RunState, VcpuId,
+    Cancel, Driver, Error, ErrorKind, Execution, Facts, Memory, Missing, Pause, Registers, Result, RunState,
+    VcpuId,
 };
 
 use super::journal::{Journal, Paused};
@@ -126,7 +127,9 @@ impl Execution for Noting {
 }
 
 fn inner(driver: &dyn Driver) -> Result<&dyn Execution> {
-    driver.execution().map_err(|missing| Error::new(ErrorKind::Unsupported, "control execution", missing.to_string()))
+    driver
+        .execution()
+        .map_err(|missing| Error::new(ErrorKind::Unsupported, "control execution", missing.to_string()))
 }
 
 impl Driver for Journaled {
