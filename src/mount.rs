@@ -63,7 +63,8 @@ pub fn serve(request: &Request, ready: impl FnOnce(&Path) -> std::result::Result
     let result = attach(&tree, &mountpoint, &ends, &journal);
     let result = result.map(|()| ready(&mountpoint).err().unwrap_or_else(|| ends.wait()));
     if let Ok(end) = &result {
-        log::info!("{}: {end}", mountpoint.display());
+        let level = if matches!(end, End::Gone(_)) { log::Level::Warn } else { log::Level::Info };
+        log::log!(level, "{}: {end}", mountpoint.display());
     }
     finish(tree, &ends, guardians);
     result

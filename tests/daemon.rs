@@ -1,154 +1,17 @@
-//! The daemon, its guardians and its mount as real processes. Each test is skipped, by name, where there is no
-//! /dev/fuse. Processes are found by their mountpoint, which is unique, and by their parent.
+//! The daemon and its mount as real processes. Each test is skipped, by name, where there is no /dev/fuse.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
 
 use std::fs;
 use std::os::unix::net::UnixDatagram;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// A mountpoint of our own; what is left there in the end is taken away.
-struct Lab {
-    folder: tempfile::TempDir,
-    mountpoint: PathBuf,
-}
-
-/// A lab, unless mounts can't be made here.
-fn lab(test: &str) -> Option<Lab> {
-    if fs::File::options().read(true).write(true).open("/dev/fuse").is_err() {
-        eprintln!("SKIPPED {test}: /dev/fuse can't be opened");
-        return None;
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let mountpoint = folder.path().canonicalize().unwrap().join("vm 1");
-    fs::create_dir(&mountpoint).unwrap();
-    Some(Lab { folder, mountpoint })
-}
-
-fn vmtree() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_vmtree"));
-    command.env_remove("RUST_LOG").stdin(Stdio::null());
-    command
-}
-
-fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(15);
-    while !condition() {
-        assert!(Instant::now() < deadline, "not in time: {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
-fn kill(pid: u32, signal: i32) {
-    assert!(pid > 1);
-    let status = Command::new("kill").arg(format!("-{signal}")).arg(pid.to_string()).status().unwrap();
-    assert!(status.success());
-}
-
-/// The state letter and the parent of a process, from /proc/PID/stat.
-fn stat(pid: u32) -> Option<(char, u32)> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let mut fields = text.rsplit_once(") ")?.1.split(' ');
-    Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
-}
-
-fn alive(pid: u32) -> bool {
-    stat(pid).is_some_and(|(state, _)| state != 'Z')
-}
-
-fn processes() -> impl Iterator<Item = u32> {
-    fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-}
-
-fn children(parent: u32) -> Vec<u32> {
-    processes().filter(|&pid| alive(pid) && stat(pid).is_some_and(|(_, of)| of == parent)).collect()
-}
-
-fn guardians(daemon: u32) -> Vec<u32> {
-    let is_guardian = |pid: &u32| {
-        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        line == b"vmtree\0guardian\0"
-    };
-    children(daemon).into_iter().filter(is_guardian).collect()
-}
-
-impl Lab {
-    fn run(&self, arguments: &[&str]) -> Output {
-        vmtree().args(arguments).arg(&self.mountpoint).output().unwrap()
-    }
-
-    /// Mounts in the background and returns the daemon's pid.
-    fn mount(&self) -> u32 {
-        let output = self.run(&["mount", "emu:"]);
-        assert!(output.status.success(), "{output:?}");
-        assert!(output.stderr.is_empty(), "{output:?}");
-        let daemons = self.daemons();
-        assert_eq!(daemons.len(), 1);
-        wait_until("two guardians", || guardians(daemons[0]).len() == 2);
-        daemons[0]
-    }
-
-    /// Mounts in front.
-    fn foreground(&self, command: &mut Command) -> Child {
-        let child = command.args(["mount", "-f", "emu:"]).arg(&self.mountpoint);
-        let child = child.stderr(Stdio::null()).spawn().unwrap();
-        wait_until("the mount answers", || self.answers());
-        child
-    }
-
-    fn daemons(&self) -> Vec<u32> {
-        let path = self.mountpoint.to_str().unwrap();
-        let serves = |pid: &u32| {
-            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            let line = String::from_utf8_lossy(&line).into_owned();
-            line.starts_with("vmtree\0serve\0") && line.contains(path)
-        };
-        processes().filter(serves).filter(|&pid| alive(pid)).collect()
-    }
-
-    /// The types of what is mounted here, as the kernel has it.
-    fn mounted(&self) -> Vec<String> {
-        let path = self.mountpoint.to_str().unwrap().replace(' ', "\\040");
-        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let here = table.lines().filter(|line| line.split(' ').nth(4) == Some(&path));
-        here.map(|line| line.split(" - ").nth(1).unwrap().split(' ').next().unwrap().to_owned()).collect()
-    }
-
-    fn answers(&self) -> bool {
-        fs::read_to_string(self.mountpoint.join("info")).is_ok_and(|info| info.contains("emu"))
-    }
-
-    fn umount(&self) {
-        let output = self.run(&["umount"]);
-        assert!(output.status.success(), "{output:?}");
-    }
-
-    /// Waits until these processes are gone and nothing is mounted.
-    fn assert_clean(&self, pids: &[u32]) {
-        wait_until("all processes are gone", || !pids.iter().any(|&pid| alive(pid)));
-        wait_until("nothing is mounted", || self.mounted().is_empty());
-        assert_eq!(self.daemons(), [0; 0]);
-        assert_eq!(fs::read_dir(&self.mountpoint).unwrap().count(), 0);
-    }
-}
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        for _ in self.mounted() {
-            let _ = Command::new("umount").arg("-l").arg(&self.mountpoint).status();
-        }
-    }
-}
-
-/// All processes of a mount.
-fn family(daemon: u32) -> Vec<u32> {
-    let mut pids = guardians(daemon);
-    pids.push(daemon);
-    pids
-}
+use common::{family, kill, lab, sleeper, vmtree, wait_until};
 
 #[test]
 fn a_background_mount_returns_when_it_answers_and_umount_leaves_nothing() {
@@ -269,11 +132,6 @@ fn an_umount_from_outside_ends_the_daemon_also_a_lazy_one_while_busy() {
     }
 }
 
-/// A process that stands in this directory.
-fn sleeper(directory: &Path) -> Child {
-    Command::new("sleep").arg("60").current_dir(directory).spawn().unwrap()
-}
-
 #[test]
 fn umount_works_under_load_and_with_a_process_inside() {
     let Some(lab) = lab("umount under load") else { return };
@@ -299,124 +157,6 @@ fn umount_works_under_load_and_with_a_process_inside() {
     lab.assert_clean(&pids);
     inside.kill().unwrap();
     inside.wait().unwrap();
-}
-
-#[test]
-fn a_killed_daemon_leaves_nothing() {
-    let Some(lab) = lab("kill the daemon") else { return };
-    let daemon = lab.mount();
-    let pids = family(daemon);
-    let mut inside = sleeper(&lab.mountpoint);
-    kill(daemon, 9);
-    lab.assert_clean(&pids);
-    inside.kill().unwrap();
-    inside.wait().unwrap();
-}
-
-#[test]
-fn killed_guardians_are_replaced_and_the_new_ones_do_their_work() {
-    let Some(lab) = lab("kill the guardians") else { return };
-    let daemon = lab.mount();
-    let old = guardians(daemon);
-    for &guardian in &old {
-        kill(guardian, 9);
-    }
-    let fresh = || guardians(daemon).into_iter().filter(|pid| !old.contains(pid)).collect::<Vec<_>>();
-    wait_until("two new guardians", || fresh().len() == 2);
-    assert!(lab.answers());
-    for guardian in fresh() {
-        let fds = fs::read_dir(format!("/proc/{guardian}/fd")).unwrap();
-        let fds: Vec<_> = fds.filter_map(|fd| fs::read_link(fd.unwrap().path()).ok()).collect();
-        // It would keep the connection alive after the daemon's death.
-        assert!(!fds.iter().any(|fd| fd == Path::new("/dev/fuse")), "{fds:?}");
-    }
-    let pids = family(daemon);
-    kill(daemon, 9);
-    lab.assert_clean(&pids);
-}
-
-#[test]
-fn a_daemon_killed_together_with_one_guardian_leaves_nothing() {
-    let Some(lab) = lab("kill the daemon and a guardian") else { return };
-    for victim in [0, 1] {
-        let daemon = lab.mount();
-        let pids = family(daemon);
-        // Stopped, so that it starts no new one in between.
-        kill(daemon, 19);
-        kill(pids[victim], 9);
-        kill(daemon, 9);
-        lab.assert_clean(&pids);
-    }
-}
-
-/// Kills daemon and guardians at once, which none of them can mend.
-fn kill_all(lab: &Lab) {
-    let daemon = lab.mount();
-    let pids = family(daemon);
-    kill(daemon, 19);
-    for &pid in &pids {
-        kill(pid, 9);
-    }
-    wait_until("all are gone", || !pids.iter().any(|&pid| alive(pid)));
-    assert_eq!(lab.mounted(), ["fuse.vmtree"]);
-}
-
-#[test]
-fn a_dead_mount_is_named_by_doctor_and_mended_by_umount_and_by_the_next_mount() {
-    let Some(lab) = lab("dead mount") else { return };
-    kill_all(&lab);
-    let told = vmtree().arg("doctor").output().unwrap();
-    let told = String::from_utf8(told.stdout).unwrap();
-    let path = lab.mountpoint.to_str().unwrap();
-    assert!(told.lines().any(|line| line.starts_with("missing") && line.contains(path)), "{told}");
-    lab.umount();
-    assert!(lab.mounted().is_empty());
-
-    kill_all(&lab);
-    let output = lab.run(&["mount", "emu:"]);
-    assert!(output.status.success(), "{output:?}");
-    assert!(String::from_utf8(output.stderr).unwrap().contains("dead mount"));
-    assert!(lab.answers());
-    assert_eq!(lab.mounted().len(), 1);
-    let pids = family(lab.daemons()[0]);
-    lab.umount();
-    lab.assert_clean(&pids);
-}
-
-#[test]
-fn another_file_system_at_the_path_is_never_unmounted() {
-    let Some(lab) = lab("another mount at the path") else { return };
-    let mount_tmpfs = || {
-        let mut mount = Command::new("mount");
-        mount
-            .args(["-t", "tmpfs", "none"])
-            .arg(&lab.mountpoint)
-            .stderr(Stdio::null())
-            .status()
-            .unwrap()
-            .success()
-    };
-    let daemon = lab.mount();
-    let pids = family(daemon);
-    // The daemon doesn't see it, so the journal still tells of a mount.
-    kill(daemon, 19);
-    assert!(Command::new("umount").arg("-l").arg(&lab.mountpoint).status().unwrap().success());
-    if !mount_tmpfs() {
-        eprintln!("SKIPPED another mount at the path: no right to mount tmpfs");
-        kill(daemon, 9);
-        return;
-    }
-    kill(daemon, 9);
-    wait_until("all are gone", || !pids.iter().any(|&pid| alive(pid)));
-    assert_eq!(lab.mounted(), ["tmpfs"]);
-    // Nor when it covers ours, which then stays and is found dead.
-    assert!(Command::new("umount").arg(&lab.mountpoint).status().unwrap().success());
-    let daemon = lab.mount();
-    let pids = family(daemon);
-    assert!(mount_tmpfs());
-    kill(daemon, 9);
-    wait_until("all are gone", || !pids.iter().any(|&pid| alive(pid)));
-    assert!(lab.mounted().contains(&"tmpfs".to_owned()));
 }
 
 #[test]

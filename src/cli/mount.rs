@@ -44,10 +44,7 @@ pub fn foreground(args: &MountArgs) -> Result<(), Failure> {
         notify::ready();
         Ok(())
     };
-    let end = mount::serve(&request(args, Log::Stderr), ready).map_err(|error| failed(error.to_string()))?;
-    if let End::Gone(_) = &end {
-        eprintln!("vmtree: {end}");
-    }
+    mount::serve(&request(args, Log::Stderr), ready).map_err(|error| failed(error.to_string()))?;
     process::exit(0)
 }
 

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -13,6 +13,9 @@ use signal_hook::iterator::Signals;
 use vmtree_api::Host;
 
 use crate::guardian::mounts::{self, Mark};
+
+/// Signals often come in pairs: SIGTERM with SIGHUP, or one from the terminal and one from the shell.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// Why a mount ends.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -123,8 +126,8 @@ impl Ends {
         self.receiver.recv().unwrap_or(End::Unmounted)
     }
 
-    /// Waits at most `limit` until `work` is done on a thread of its own, or less if a further signal comes.
-    /// Returns whether it was done.
+    /// Waits at most `limit` until `work` is done on a thread of its own, or less if a further signal shows
+    /// impatience: one that comes [`GRACE`] after the first. Returns whether it was done.
     pub fn finish(&self, limit: Duration, work: impl FnOnce() + Send + 'static) -> bool {
         let (sender, done) = mpsc::channel();
         let spawned = thread::Builder::new().name("release".to_owned()).spawn(move || {
@@ -134,14 +137,15 @@ impl Ends {
         if spawned.is_err() {
             return false;
         }
-        let deadline = std::time::Instant::now() + limit;
-        while std::time::Instant::now() < deadline {
+        let start = Instant::now();
+        while start.elapsed() < limit {
             match done.recv_timeout(Duration::from_millis(20)) {
                 Ok(()) => return true,
                 Err(mpsc::RecvTimeoutError::Disconnected) => return false,
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
             }
-            if self.receiver.try_iter().any(|end| matches!(end, End::Signal(_))) {
+            let impatient = self.receiver.try_iter().any(|end| matches!(end, End::Signal(_)));
+            if impatient && start.elapsed() > GRACE {
                 return false;
             }
         }
@@ -174,7 +178,14 @@ mod tests {
         let hang = || thread::sleep(Duration::from_secs(60));
         assert!(ends.finish(Duration::from_secs(10), || {}));
         assert!(!ends.finish(Duration::from_millis(40), hang));
-        ends.sender().send(End::Signal(15)).unwrap();
+        let sender = ends.sender();
+        sender.send(End::Signal(15)).unwrap();
+        thread::spawn(move || {
+            thread::sleep(GRACE + Duration::from_millis(100));
+            sender.send(End::Signal(15)).unwrap();
+        });
+        let start = Instant::now();
         assert!(!ends.finish(Duration::from_secs(30), hang));
+        assert!(start.elapsed() > GRACE && start.elapsed() < Duration::from_secs(20));
     }
 }
