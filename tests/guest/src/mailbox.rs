@@ -295,7 +295,7 @@ words! {
         Exec = 19, "exec";
         /// `[n, gva, value, len]`: rep stosb of len bytes in ring 0.
         Fill = 20, "fill";
-        /// `[n, to, from, len]`: copies len bytes, 16 at a time by movups and the rest by rep movsb, in ring 0.
+        /// `[n, to, from, len]`: copies len bytes, 16 at a time by SSE moves and the rest by rep movsb, in ring 0.
         Copy = 21, "copy";
         /// `[n, gva]`: invlpg.
         Invlpg = 22, "invlpg";
