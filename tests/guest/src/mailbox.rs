@@ -93,6 +93,8 @@ pub mod header {
     pub const IPI_VECTOR: u64 = 0xc8;
     /// The vector of [`super::Op::SoftInterrupt`].
     pub const SOFT_VECTOR: u64 = 0xd0;
+    /// The count of the local APIC's timer (divided by 16) between two ticks.
+    pub const TICK_COUNT: u64 = 0xd8;
 }
 
 /// The values of [`header::STATE`].

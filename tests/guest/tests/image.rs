@@ -26,6 +26,7 @@ const KNOWN: &[Mnemonic] = &[
     Mnemonic::Shl,
     Mnemonic::Shr,
     Mnemonic::Xadd,
+    Mnemonic::Div,
     // Bit operations.
     Mnemonic::Bt,
     Mnemonic::Btr,
