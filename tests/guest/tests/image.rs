@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use iced_x86::{Decoder, DecoderOptions, Mnemonic};
+use vmtree_guest::mailbox::{Counter, Op, Site};
 use vmtree_guest::{asm, elf, layout};
 
 /// What the built-in machine executes, by the kinds its issue lists: data movement, arithmetic, stack, branches,
@@ -144,4 +145,18 @@ fn the_file_is_a_sound_elf64() {
     assert_eq!(note[8], 18);
     assert_eq!(u32::from_le_bytes(note[16..20].try_into().unwrap()), layout::TEXT32 as u32);
     assert_eq!(elf(), file, "always alike");
+}
+
+#[test]
+fn the_documentation_has_every_order_counter_and_site() {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/guest.md")).unwrap();
+    for op in Op::ALL {
+        let row = format!("| {} | {} |", *op as u64, op.name());
+        assert!(page.contains(&row), "docs/guest.md has no row {row}");
+    }
+    let words = page.split_whitespace().collect::<Vec<_>>().join(" ");
+    let counters: Vec<_> = Counter::ALL.iter().map(|counter| counter.name()).collect();
+    assert!(words.contains(&format!("in order: {}.", counters.join(", "))));
+    let sites: Vec<_> = Site::ALL.iter().map(|site| site.name()).collect();
+    assert!(words.contains(&format!("one word each: {}.", sites.join(", "))));
 }

@@ -1,36 +1,22 @@
 //! A stock QEMU with the guest in it, its RAM a file that the test reads and writes.
 
-use std::io;
-use std::os::unix::fs::FileExt;
+use std::fs::File;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use tempfile::NamedTempFile;
-use vmtree_guest::{Bytes, Mailbox};
+use vmtree_guest::Mailbox;
 
 const QEMU: &str = "qemu-system-x86_64";
 /// How long anything may take: QEMU shares two cores with other tests.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The RAM below 3 GiB of a running QEMU.
-pub struct Ram(NamedTempFile);
-
-impl Bytes for Ram {
-    fn read(&self, gpa: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.0.as_file().read_exact_at(buf, gpa)
-    }
-
-    fn write(&self, gpa: u64, data: &[u8]) -> io::Result<()> {
-        self.0.as_file().write_all_at(data, gpa)
-    }
-}
-
 /// A running QEMU; it ends with the value, also when a test fails.
 pub struct Qemu {
     child: Child,
-    _image: NamedTempFile,
+    _files: [NamedTempFile; 2],
     /// The guest's mailbox.
-    pub mailbox: Mailbox<Ram>,
+    pub mailbox: Mailbox<File>,
 }
 
 impl Drop for Qemu {
@@ -59,7 +45,8 @@ pub fn boot(test: &str, vcpus: u64) -> Option<Qemu> {
         .stdin(Stdio::null())
         .spawn()
         .unwrap();
-    let qemu = Qemu { child, _image: image, mailbox: Mailbox::new(Ram(ram)) };
+    let mailbox = Mailbox::new(ram.reopen().unwrap());
+    let qemu = Qemu { child, _files: [image, ram], mailbox };
     qemu.mailbox.wait_running(PATIENCE).unwrap();
     Some(qemu)
 }
