@@ -2,6 +2,8 @@
 //! by their mountpoint and by their parent.
 #![allow(dead_code, missing_docs, reason = "each test uses a part of it")]
 
+pub mod live;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
