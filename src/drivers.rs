@@ -6,6 +6,9 @@ use vmtree_api::{Check, Driver, Error, ErrorKind, Host, Listed, Result, Source};
 
 use crate::text;
 
+/// Opens the VM of a SOURCE; the host is told of its end.
+pub type Open = fn(Source, Arc<dyn Host>) -> Result<Box<dyn Driver>>;
+
 /// A driver, a row.
 pub struct Entry {
     /// Its name in SOURCE.
@@ -15,7 +18,7 @@ pub struct Entry {
     /// A SOURCE as an example.
     pub example: &'static str,
     /// Opens a VM.
-    pub open: fn(Source, Arc<dyn Host>) -> Result<Box<dyn Driver>>,
+    pub open: Open,
     /// The running VMs that it finds on this host.
     pub list: fn() -> Vec<Listed>,
     /// What it needs of this host.

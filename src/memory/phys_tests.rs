@@ -29,9 +29,12 @@ const LAYOUT: &[(u64, u64, RegionKind)] = &[
 const END: u64 = 0x9000;
 
 fn machine(limit: usize, lends: bool) -> Arc<Machine> {
-    let regions = LAYOUT
-        .iter()
-        .map(|(start, end, kind)| Region { start: Gpa(*start), end: Gpa(*end), kind: *kind, block: None });
+    let regions = LAYOUT.iter().map(|(start, end, kind)| Region {
+        start: Gpa(*start),
+        end: Gpa(*end),
+        kind: *kind,
+        block: None,
+    });
     let facts = Facts { driver: "test", name: None, arch: Arch::X86_64, vcpus: None, extra: Vec::new() };
     let map = Arc::new(MemoryMap::new(1, regions.collect()));
     Arc::new(Machine { facts, map, bytes: Mutex::default(), limit, lends, reads: Mutex::default() })
