@@ -36,9 +36,9 @@ pub struct Request {
     pub log: Log,
 }
 
-/// Mounts, calls `ready` once the mount answers, and serves until the end comes, which `ready` may order. Files are given back and the
-/// mountpoint is free when this returns; then the process must exit by [`std::process::exit`], because the
-/// session's own destructor would unmount by path.
+/// Mounts, calls `ready` once the mount answers, and serves until the end comes, which `ready` may order by an error.
+/// All is given back and the mountpoint is free when this returns; then the process must exit by
+/// [`std::process::exit`], because the session's own destructor would unmount by path.
 ///
 /// # Errors
 /// Nothing is mounted, paused or armed then.

@@ -108,4 +108,27 @@ mod tests {
         assert_eq!(journal.read_mounted().unwrap(), None);
         assert_eq!(journal.read_mounting().unwrap(), None);
     }
+
+    #[test]
+    fn a_pause_is_undone_once_even_where_its_driver_is_unknown_or_its_directory_gone() {
+        let journal = Journal::create().unwrap();
+        for source in ["emu:", "vmware:x", ""] {
+            let directory = "/nowhere/at/all".into();
+            journal.paused(&Paused { source: source.to_owned(), directory }).unwrap();
+            undo(&journal, true).unwrap();
+            assert_eq!(journal.read_paused().unwrap(), None);
+        }
+    }
+
+    #[test]
+    fn what_another_process_is_undoing_is_left_to_it() {
+        let journal = Journal::create().unwrap();
+        journal.mounting(Path::new("/nowhere")).unwrap();
+        let other = journal.lock(true).unwrap();
+        undo(&journal, false).unwrap();
+        assert!(journal.read_mounting().unwrap().is_some());
+        drop(other);
+        undo(&journal, false).unwrap();
+        assert_eq!(journal.read_mounting().unwrap(), None);
+    }
 }
