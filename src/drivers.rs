@@ -28,17 +28,28 @@ pub struct Entry {
 }
 
 /// All drivers.
-pub const DRIVERS: &[Entry] = &[Entry {
-    name: "emu",
-    about: "the built-in machine, no hypervisor at all",
-    example: "emu:",
-    open: vmtree_emu::open,
-    list: Vec::new,
-    checks: Vec::new,
-    recover: nothing_left,
-}];
+pub const DRIVERS: &[Entry] = &[
+    Entry {
+        name: "emu",
+        about: "the built-in machine, no hypervisor at all",
+        example: "emu:ram=256M,vcpus=4",
+        open: vmtree_emu::open,
+        list: Vec::new,
+        checks: vmtree_emu::checks,
+        recover: nothing_left,
+    },
+    Entry {
+        name: "qemu",
+        about: "stock QEMU, by QMP socket, name or pid",
+        example: "qemu:/run/vm.qmp",
+        open: vmtree_qemu::open,
+        list: vmtree_qemu::list,
+        checks: vmtree_qemu::checks,
+        recover: nothing_left,
+    },
+];
 
-/// For drivers whose VM dies with the daemon.
+/// For drivers that can't pause, or whose VM dies with the daemon.
 fn nothing_left(_source: &str) -> Result<()> {
     Ok(())
 }

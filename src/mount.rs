@@ -61,7 +61,8 @@ pub fn serve(request: &Request, ready: impl FnOnce(&Path) -> std::result::Result
     if let Err(error) = std::env::set_current_dir("/") {
         log::warn!("chdir /: {error}");
     }
-    let result = attach(&tree, &mountpoint, &ends, &journal).map(|waiting| {
+    let result = attach(&tree, &mountpoint, &ends, &journal);
+    let result = result.map(|waiting| {
         let end = ready(&mountpoint).err().unwrap_or_else(|| ends.wait());
         waiting.release();
         end

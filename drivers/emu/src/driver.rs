@@ -6,31 +6,49 @@ use vmtree_api::events::{EventSource, Injection};
 use vmtree_api::views::Views;
 use vmtree_api::{Arch, Driver, Execution, Facts, Host, Memory, Missing, Registers};
 
+use crate::execution::Control;
+use crate::machine::{Machine, Running};
 use crate::options::Options;
 use crate::ram::Ram;
+use crate::registers::Access;
+use crate::{loader, start};
 
 /// An open machine.
 pub struct Emu {
     facts: Facts,
     ram: Arc<Ram>,
+    registers: Access,
+    control: Control,
+    // Dropping it ends the machine's thread.
+    _running: Running,
 }
 
 impl Emu {
-    /// Makes the machine and starts it.
+    /// Makes the machine, loads the image and starts it.
     ///
     /// # Errors
     /// As [`crate::open`].
     pub fn open(options: Options, host: Arc<dyn Host>) -> vmtree_api::Result<Self> {
-        let _ = host;
+        let (data, image) = match &options.image {
+            Some(path) => (loader::read(path)?, path.display().to_string()),
+            None => (vmtree_guest::elf(), "the built-in guest".to_owned()),
+        };
+        let parsed = loader::parse(&data)?;
         let ram = Arc::new(Ram::new(options.ram)?);
+        loader::load(&parsed, &data, &ram)?;
+        start::tables(&ram);
+        let vcpus = (0..options.vcpus).map(|id| start::vcpu(id, options.vcpus, parsed.entry)).collect();
+        let running = Running::start(Arc::new(Machine::new(vcpus, ram.clone(), options.seed, host)))?;
         let facts = Facts {
             driver: "emu",
             name: None,
             arch: Arch::X86_64,
             vcpus: Some(options.vcpus),
-            extra: vec![("seed", options.seed.to_string())],
+            extra: vec![("image", image), ("seed", options.seed.to_string())],
         };
-        Ok(Self { facts, ram })
+        let machine = running.machine().clone();
+        let registers = Access::new(machine.clone());
+        Ok(Self { facts, ram, registers, control: Control(machine), _running: running })
     }
 }
 
@@ -48,11 +66,11 @@ impl Driver for Emu {
     }
 
     fn registers(&self) -> Result<&dyn Registers, Missing> {
-        Err(later())
+        Ok(&self.registers)
     }
 
     fn execution(&self) -> Result<&dyn Execution, Missing> {
-        Err(later())
+        Ok(&self.control)
     }
 
     fn events(&self) -> Result<&dyn EventSource, Missing> {

@@ -1,10 +1,18 @@
 //! The built-in machine: an x86-64 machine in software.
 
+mod apic;
 pub mod cpu;
 mod driver;
+mod execution;
+pub mod loader;
+mod machine;
 mod options;
+mod phys;
 mod ram;
+mod registers;
+mod start;
 mod sys;
+mod turns;
 
 use std::sync::Arc;
 

@@ -1,6 +1,7 @@
 //! Guest-physical memory: two blocks of RAM with a hole between them, and the map of it all.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use vmtree_api::memory::{Block, BlockRef, Memory, MemoryMap, Region, RegionKind};
 use vmtree_api::{Error, ErrorKind, Gpa, Result};
@@ -23,6 +24,7 @@ const LOW_END: u64 = 3 << 30;
 pub struct Ram {
     blocks: Vec<Part>,
     map: Arc<MemoryMap>,
+    closed: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -55,7 +57,7 @@ impl Ram {
             kind: RegionKind::Mmio,
             block: None,
         });
-        Ok(Self { blocks, map: Arc::new(MemoryMap::new(1, regions)) })
+        Ok(Self { blocks, map: Arc::new(MemoryMap::new(1, regions)), closed: AtomicBool::new(false) })
     }
 
     /// The block that holds `gpa`, and where in it.
@@ -79,6 +81,18 @@ impl Ram {
     /// Sets bits of the aligned 8 bytes at `gpa`; `false` where there is no RAM.
     pub fn set_bits(&self, gpa: u64, bits: u64) -> bool {
         self.find(gpa).is_some_and(|(part, offset)| part.shared.set_bits(offset, bits))
+    }
+
+    /// The machine has ended: [`Memory`] calls fail from now on.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+
+    fn open(&self, op: &'static str) -> Result<()> {
+        match self.closed.load(Ordering::Acquire) {
+            true => Err(Error::new(ErrorKind::Gone, op, "the machine has ended")),
+            false => Ok(()),
+        }
     }
 
     /// Whether these bytes all lie in one block.
@@ -118,6 +132,7 @@ impl Memory for Ram {
     }
 
     fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<usize> {
+        self.open("read memory")?;
         match buf.is_empty() || self.load(gpa.0, buf) {
             true => Ok(buf.len()),
             false => Err(outside("read memory", gpa, buf.len())),
@@ -125,6 +140,7 @@ impl Memory for Ram {
     }
 
     fn write(&self, gpa: Gpa, data: &[u8]) -> Result<usize> {
+        self.open("write memory")?;
         match data.is_empty() || self.store(gpa.0, data) {
             true => Ok(data.len()),
             false => Err(outside("write memory", gpa, data.len())),
@@ -132,6 +148,7 @@ impl Memory for Ram {
     }
 
     fn lend(&self, gpa: Gpa, bytes: usize, take: &mut dyn FnMut(&[u8])) -> Result<bool> {
+        self.open("read memory")?;
         match self.find(gpa.0) {
             Some((part, offset)) if part.shared.lend(offset, bytes, take) => Ok(true),
             _ => Err(outside("read memory", gpa, bytes)),

@@ -1,1 +1,23 @@
-//! placeholder
+//! Stock QEMU, TCG or KVM, found and read from outside: nothing in it is patched and nothing is loaded into it.
+//!
+//! The layout of guest memory comes from the QMP monitor. The bytes come from the files behind shared memory
+//! backends, or from the memory of the QEMU process where there are none.
+
+mod backing;
+mod doctor;
+mod driver;
+mod find;
+mod hmp;
+mod layout;
+mod memory;
+mod options;
+mod process;
+mod qmp;
+mod source;
+mod sys;
+mod verify;
+mod watch;
+
+pub use doctor::checks;
+pub use driver::open;
+pub use find::list;

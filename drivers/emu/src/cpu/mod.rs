@@ -1,6 +1,22 @@
 //! One vCPU: its state, and what its instructions need of the world around it.
 
+pub(crate) mod bits;
+pub(crate) mod check;
+mod control;
+mod cpuid;
+mod descriptor;
 pub mod exec;
+mod fetch;
+mod interrupt;
+mod linear;
+mod mmu;
+pub(crate) mod msr;
+mod step;
+mod system;
+mod transfer;
+pub(crate) mod vcpu;
+
+pub(crate) use step::Stepped;
 
 use vmtree_api::x86::Registers;
 

@@ -1,6 +1,6 @@
 //! The stack: PUSH, POP, the flags on the stack, LEAVE. In 64-bit code its addresses have 64 bits.
 
-use iced_x86::{OpKind, Register};
+use iced_x86::Register;
 
 use super::flags::{AC, DF, ID, IF, IOPL, NT, RF, STATUS, TF, VM};
 use super::{Exception, Outcome, Step};
@@ -47,7 +47,7 @@ pub(super) fn pop(s: &mut Step) -> Outcome {
     let size = s.stack_size();
     let value = s.top(size)?;
     if s.in_memory(0) {
-        let on_stack = s.ins.op_kind(0) == OpKind::Memory && s.ins.memory_base() == Register::RSP;
+        let on_stack = matches!(s.ins.memory_base(), Register::RSP | Register::ESP);
         let address = s.address(0, if on_stack { u64::from(size) } else { 0 });
         s.store(address, size, value)?;
         s.release(u64::from(size));

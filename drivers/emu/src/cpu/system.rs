@@ -1,0 +1,296 @@
+//! The system instructions: one table from mnemonic to what it does.
+
+use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
+
+use super::Exception;
+use super::bits::{CR0_TS, CR4_TSD, RFLAGS_AC, RFLAGS_IF};
+use super::interrupt::{Event, Origin};
+use super::mmu::Mode;
+use super::vcpu::{Activity, Core, GP0, Outcome, Shadow};
+use super::{cpuid, msr};
+
+/// What a system instruction ends with, if not with an exception.
+#[derive(Clone, Copy, Debug)]
+pub enum Then {
+    /// RIP goes to the next instruction.
+    Next,
+    /// RIP is where it should be.
+    Stay,
+    /// An event of its own making is delivered.
+    Deliver(Event),
+}
+
+/// The interrupt that INT n, INT3 and INT1 make.
+fn software(vector: u8, origin: Origin, ins: &Instruction) -> Then {
+    Then::Deliver(Event { what: Exception::plain(vector), origin, rip: ins.next_ip() })
+}
+
+impl Core<'_> {
+    /// Executes a system instruction; #UD for what this machine has not.
+    ///
+    /// # Errors
+    /// The exception it raises; nothing is changed then.
+    pub fn system(&mut self, ins: &Instruction) -> Result<Then, Exception> {
+        match ins.mnemonic() {
+            Mnemonic::Int3 => return Ok(software(3, Origin::Software, ins)),
+            Mnemonic::Int => return Ok(software(ins.immediate8(), Origin::Software, ins)),
+            Mnemonic::Int1 => return Ok(software(1, Origin::Privileged, ins)),
+            Mnemonic::Syscall => return self.syscall(ins).map(|()| Then::Stay),
+            Mnemonic::Sysretq => return self.sysret(true).map(|()| Then::Stay),
+            Mnemonic::Sysret => return self.sysret(false).map(|()| Then::Stay),
+            Mnemonic::Iretq => return self.iret(8).map(|()| Then::Stay),
+            Mnemonic::Iretd => return self.iret(4).map(|()| Then::Stay),
+            Mnemonic::Iret => return self.iret(2).map(|()| Then::Stay),
+            Mnemonic::Retf | Mnemonic::Jmp => return self.far(ins).map(|()| Then::Stay),
+            _ => {}
+        }
+        self.in_place(ins)?;
+        Ok(Then::Next)
+    }
+
+    fn far(&mut self, ins: &Instruction) -> Outcome {
+        match ins.code() {
+            Code::Retfq => self.far_return(8, 0),
+            Code::Retfq_imm16 => self.far_return(8, u64::from(ins.immediate16())),
+            Code::Retfd => self.far_return(4, 0),
+            Code::Retfd_imm16 => self.far_return(4, u64::from(ins.immediate16())),
+            Code::Jmp_m1664 => self.far_jump(ins, 8),
+            Code::Jmp_m1632 => self.far_jump(ins, 4),
+            _ => Err(unknown(ins)),
+        }
+    }
+
+    /// Instructions that go on to the next one.
+    fn in_place(&mut self, ins: &Instruction) -> Outcome {
+        match ins.mnemonic() {
+            Mnemonic::Hlt => self.halt(),
+            Mnemonic::Cli => self.set_interrupts(false),
+            Mnemonic::Sti => self.set_interrupts(true),
+            Mnemonic::Stac => self.set_access(true),
+            Mnemonic::Clac => self.set_access(false),
+            Mnemonic::Swapgs => self.swapgs(),
+            Mnemonic::Invlpg | Mnemonic::Wbinvd | Mnemonic::Invd => {
+                self.privileged()?;
+                if ins.mnemonic() == Mnemonic::Invlpg {
+                    self.vcpu.tlb.flush();
+                }
+                Ok(())
+            }
+            Mnemonic::Cpuid => {
+                self.cpuid();
+                Ok(())
+            }
+            Mnemonic::Rdtsc | Mnemonic::Rdtscp => self.rdtsc(ins),
+            Mnemonic::Rdmsr => self.rdmsr(),
+            Mnemonic::Wrmsr => self.wrmsr(),
+            Mnemonic::In => self.port_in(ins),
+            Mnemonic::Out => self.port_out(ins),
+            _ => self.registers(ins),
+        }
+    }
+
+    /// Control, debug, segment and table registers.
+    fn registers(&mut self, ins: &Instruction) -> Outcome {
+        match ins.mnemonic() {
+            Mnemonic::Mov => self.mov(ins),
+            Mnemonic::Push => self.push_segment(ins),
+            Mnemonic::Pop => self.pop_segment(ins),
+            Mnemonic::Clts => {
+                self.privileged()?;
+                self.set_cr0(self.vcpu.cpu.regs.cr0 & !CR0_TS)
+            }
+            Mnemonic::Lmsw => self.load_status(ins),
+            Mnemonic::Smsw => self.store_word(ins, self.vcpu.cpu.regs.cr0),
+            Mnemonic::Sldt => self.store_word(ins, u64::from(self.vcpu.cpu.regs.ldtr.selector)),
+            Mnemonic::Str => self.store_word(ins, u64::from(self.vcpu.cpu.regs.tr.selector)),
+            Mnemonic::Lldt => {
+                self.privileged()?;
+                let selector = self.word(ins, 0)?;
+                self.load_ldtr(selector)
+            }
+            Mnemonic::Ltr => {
+                self.privileged()?;
+                let selector = self.word(ins, 0)?;
+                self.load_tr(selector)
+            }
+            Mnemonic::Lgdt => {
+                self.vcpu.cpu.regs.gdtr = self.load_table(ins)?;
+                Ok(())
+            }
+            Mnemonic::Lidt => {
+                self.vcpu.cpu.regs.idtr = self.load_table(ins)?;
+                Ok(())
+            }
+            Mnemonic::Sgdt => self.store_table(ins, self.vcpu.cpu.regs.gdtr),
+            Mnemonic::Sidt => self.store_table(ins, self.vcpu.cpu.regs.idtr),
+            Mnemonic::Rdfsbase => self.segment_base(ins, Register::FS, false),
+            Mnemonic::Rdgsbase => self.segment_base(ins, Register::GS, false),
+            Mnemonic::Wrfsbase => self.segment_base(ins, Register::FS, true),
+            Mnemonic::Wrgsbase => self.segment_base(ins, Register::GS, true),
+            _ => Err(unknown(ins)),
+        }
+    }
+
+    fn mov(&mut self, ins: &Instruction) -> Outcome {
+        match ins.code() {
+            Code::Mov_r64_cr => self.read_control(ins),
+            Code::Mov_cr_r64 => self.write_control(ins),
+            Code::Mov_r64_dr => self.read_debug(ins),
+            Code::Mov_dr_r64 => self.write_debug(ins),
+            Code::Mov_rm16_Sreg | Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg => {
+                let selector = self.segment_register(ins.op1_register()).map_or(0, |place| place.selector);
+                self.store_word(ins, u64::from(selector))
+            }
+            Code::Mov_Sreg_rm16 | Code::Mov_Sreg_r32m16 | Code::Mov_Sreg_r64m16 => {
+                if ins.op0_register() == Register::CS {
+                    return Err(Exception::INVALID_OPCODE);
+                }
+                let selector = self.word(ins, 1)?;
+                self.load_segment(ins.op0_register(), selector)
+            }
+            _ => Err(unknown(ins)),
+        }
+    }
+
+    /// PUSH FS and GS: the slot's upper bytes are zeros.
+    fn push_segment(&mut self, ins: &Instruction) -> Outcome {
+        let size = ins.stack_pointer_increment().unsigned_abs() as usize;
+        let Some(place) = self.segment_register(ins.op0_register()) else { return Err(unknown(ins)) };
+        let selector = u64::from(place.selector);
+        let rsp = self.vcpu.cpu.regs.gpr[4].wrapping_sub(size as u64);
+        self.write(rsp, &selector.to_le_bytes()[..size.min(8)])?;
+        self.vcpu.cpu.regs.gpr[4] = rsp;
+        Ok(())
+    }
+
+    fn pop_segment(&mut self, ins: &Instruction) -> Outcome {
+        let size = ins.stack_pointer_increment().unsigned_abs();
+        if !matches!(ins.op0_register(), Register::FS | Register::GS) {
+            return Err(unknown(ins));
+        }
+        let rsp = self.vcpu.cpu.regs.gpr[4];
+        let mut bytes = [0; 2];
+        self.read(rsp, &mut bytes)?;
+        self.load_segment(ins.op0_register(), u16::from_le_bytes(bytes))?;
+        self.vcpu.cpu.regs.gpr[4] = rsp.wrapping_add(u64::from(size));
+        Ok(())
+    }
+
+    fn halt(&mut self) -> Outcome {
+        self.privileged()?;
+        self.vcpu.activity = Activity::Halted;
+        Ok(())
+    }
+
+    fn set_interrupts(&mut self, on: bool) -> Outcome {
+        if self.vcpu.cpu.cpl() > self.iopl() {
+            return Err(GP0);
+        }
+        let rflags = &mut self.vcpu.cpu.regs.rflags;
+        if on && *rflags & RFLAGS_IF == 0 {
+            self.vcpu.shadow = Shadow::Sti;
+        }
+        *rflags = if on { *rflags | RFLAGS_IF } else { *rflags & !RFLAGS_IF };
+        Ok(())
+    }
+
+    /// STAC and CLAC: #UD outside level 0.
+    fn set_access(&mut self, on: bool) -> Outcome {
+        self.privileged().map_err(|_| Exception::INVALID_OPCODE)?;
+        let rflags = &mut self.vcpu.cpu.regs.rflags;
+        *rflags = if on { *rflags | RFLAGS_AC } else { *rflags & !RFLAGS_AC };
+        Ok(())
+    }
+
+    fn cpuid(&mut self) {
+        let (leaf, subleaf) = (self.gpr(Register::EAX) as u32, self.gpr(Register::ECX) as u32);
+        let found = cpuid::leaf(leaf, subleaf, self.vcpu.id as u32, self.world.apics.len() as u32);
+        for (register, value) in
+            [Register::EAX, Register::EBX, Register::ECX, Register::EDX].iter().zip(found)
+        {
+            self.set_gpr(*register, u64::from(value));
+        }
+    }
+
+    fn set_pair(&mut self, value: u64) {
+        self.set_gpr(Register::EAX, value);
+        self.set_gpr(Register::EDX, value >> 32);
+    }
+
+    fn rdtsc(&mut self, ins: &Instruction) -> Outcome {
+        if self.vcpu.cpu.regs.cr4 & CR4_TSD != 0 {
+            self.privileged()?;
+        }
+        self.set_pair(self.vcpu.tsc(self.world));
+        if ins.mnemonic() == Mnemonic::Rdtscp {
+            self.set_gpr(Register::ECX, self.vcpu.cpu.regs.tsc_aux);
+        }
+        Ok(())
+    }
+
+    fn rdmsr(&mut self) -> Outcome {
+        self.privileged()?;
+        let index = self.gpr(Register::ECX) as u32;
+        let value = msr::read(self.vcpu, self.world, index).ok_or(GP0)?;
+        self.set_pair(value);
+        Ok(())
+    }
+
+    fn wrmsr(&mut self) -> Outcome {
+        self.privileged()?;
+        let index = self.gpr(Register::ECX) as u32;
+        let value = self.gpr(Register::EDX) << 32 | self.gpr(Register::EAX);
+        msr::write(self.vcpu, self.world, index, value).map_err(|_| GP0)
+    }
+
+    /// The port of IN or OUT in operand `op`, where the code that runs may touch `size` of them.
+    fn port(&mut self, ins: &Instruction, op: u32, size: usize) -> Result<u16, Exception> {
+        let port = match ins.op_kind(op) {
+            OpKind::Immediate8 => u16::from(ins.immediate8()),
+            _ => self.gpr(Register::DX) as u16,
+        };
+        if self.vcpu.cpu.cpl() > self.iopl() {
+            self.port_allowed(port, size)?;
+        }
+        Ok(port)
+    }
+
+    /// The I/O permission bitmap of the TSS (Intel SDM volume 1, 19.5.2).
+    fn port_allowed(&mut self, port: u16, size: usize) -> Outcome {
+        let tr = self.vcpu.cpu.regs.tr;
+        if tr.attr & 0x80 == 0 || tr.limit < 0x67 {
+            return Err(GP0);
+        }
+        let mut map = [0; 2];
+        self.read_as(Mode::Implicit, tr.base.wrapping_add(0x66), &mut map)?;
+        let at = u64::from(u16::from_le_bytes(map)) + u64::from(port / 8);
+        if at + 1 > u64::from(tr.limit) {
+            return Err(GP0);
+        }
+        let mut bits = [0; 2];
+        self.read_as(Mode::Implicit, tr.base.wrapping_add(at), &mut bits)?;
+        let denied = u16::from_le_bytes(bits) >> (port % 8) & ((1 << size) - 1);
+        if denied == 0 { Ok(()) } else { Err(GP0) }
+    }
+
+    fn port_in(&mut self, ins: &Instruction) -> Outcome {
+        let register = ins.op0_register();
+        let port = self.port(ins, 1, register.size())?;
+        let value = self.world.port_in(port);
+        self.set_gpr(register, u64::from(value));
+        Ok(())
+    }
+
+    fn port_out(&mut self, ins: &Instruction) -> Outcome {
+        let register = ins.op1_register();
+        let port = self.port(ins, 0, register.size())?;
+        self.world.port_out(port, self.gpr(register) as u32);
+        Ok(())
+    }
+}
+
+/// #UD for an instruction that this machine does not have; the log says which.
+fn unknown(ins: &Instruction) -> Exception {
+    log::debug!("{:?} at {:#x} is not an instruction of the built-in machine", ins.code(), ins.ip());
+    Exception::INVALID_OPCODE
+}

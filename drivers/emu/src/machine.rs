@@ -1,0 +1,340 @@
+//! The machine: its state under one lock, and how the outside gets in between two instructions.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use vmtree_api::{Error, ErrorKind, Host, Result, VcpuId};
+
+use crate::cpu::vcpu::{Core, Vcpu};
+use crate::cpu::{Stepped, bits};
+use crate::phys::{INSTRUCTION_NS, World};
+use crate::ram::Ram;
+use crate::turns::Turns;
+
+/// How many instructions run at least between two visits from outside, so that visitors can't starve the guest.
+const LEAST: u32 = 256;
+
+/// All that changes while the machine runs.
+pub struct State {
+    /// The vCPUs.
+    pub vcpus: Vec<Vcpu>,
+    /// What they share.
+    pub world: World,
+    turns: Turns,
+    /// Pauses that are held.
+    pub pauses: u64,
+    /// Counts forced resumes: pauses of an earlier epoch are void.
+    pub epoch: u64,
+    /// Why the machine ended.
+    ended: Option<String>,
+    stop: bool,
+    /// Visits that are over.
+    served: u64,
+    /// Until when the idle machine sleeps in real time.
+    sleep_until: Option<Instant>,
+}
+
+/// Why the vCPUs stopped running for a moment.
+enum Went {
+    /// Someone wants in.
+    Called,
+    /// All of them wait for an interrupt.
+    Idle,
+    /// One of them had a triple fault.
+    Dead(usize),
+}
+
+impl State {
+    /// Does one step of a vCPU, and lets its time pass.
+    pub fn step(&mut self, index: usize) -> Stepped {
+        let Some(vcpu) = self.vcpus.get_mut(index) else { return Stepped::Dead };
+        let stepped = Core { vcpu, world: &mut self.world }.step();
+        if matches!(stepped, Stepped::Ran | Stepped::Yielded) {
+            self.world.advance(INSTRUCTION_NS);
+        }
+        stepped
+    }
+
+    /// Runs the vCPUs in turn until someone wants in or there is nothing to run. What is run does not depend on
+    /// when someone wants in: that is looked at only after a step.
+    fn go(&mut self, arrived: &AtomicU64) -> Went {
+        let mut idle = 0;
+        let mut done = 0;
+        loop {
+            let index = self.turns.current(self.world.now(), self.vcpus.len());
+            match self.step(index) {
+                Stepped::Ran => self.turns.used(),
+                Stepped::Yielded => self.turns.end(),
+                Stepped::Dead => return Went::Dead(index),
+                Stepped::Idle => {
+                    self.turns.end();
+                    idle += 1;
+                    if idle >= self.vcpus.len() {
+                        return Went::Idle;
+                    }
+                    continue;
+                }
+            }
+            idle = 0;
+            done += 1;
+            if done >= LEAST && arrived.load(Ordering::Relaxed) != self.served {
+                return Went::Called;
+            }
+        }
+    }
+
+    /// Virtual time jumps to the next timer.
+    pub fn skip(&mut self) {
+        let next = self.world.next_timer();
+        if next != u64::MAX {
+            self.world.advance(next.saturating_sub(self.world.now()));
+        }
+    }
+
+    /// Whether its timer may ever wake a halted vCPU.
+    pub fn can_wake(&self, index: usize) -> bool {
+        let (Some(vcpu), Some(apic)) = (self.vcpus.get(index), self.world.apics.get(index)) else {
+            return false;
+        };
+        vcpu.cpu.regs.rflags & bits::RFLAGS_IF != 0 && apic.can_interrupt()
+    }
+
+    /// Whether anything may ever wake the machine when all vCPUs are halted.
+    fn hopeful(&self) -> bool {
+        (0..self.vcpus.len()).any(|index| self.can_wake(index))
+    }
+
+    /// Records the end of the machine by a triple fault, and returns the reason.
+    pub fn end(&mut self, index: usize) -> String {
+        let rip = self.vcpus.get(index).map_or(0, |vcpu| vcpu.cpu.regs.rip);
+        let why = format!("triple fault on vCPU {index} at rip {rip:#x}");
+        self.world.ram.close();
+        self.ended = Some(why.clone());
+        why
+    }
+
+    /// The vCPU with this number.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`].
+    pub fn index(&self, op: &'static str, vcpu: VcpuId) -> Result<usize> {
+        let index = vcpu.0 as usize;
+        if index < self.vcpus.len() {
+            return Ok(index);
+        }
+        Err(Error::new(
+            ErrorKind::NotFound,
+            op,
+            format!("there is no vCPU {vcpu}: the machine has {}", self.vcpus.len()),
+        ))
+    }
+}
+
+/// A machine, shared by its thread and its visitors.
+pub struct Machine {
+    state: Mutex<State>,
+    /// Visits that were begun; ahead of [`State::served`] while someone waits for the lock.
+    arrived: AtomicU64,
+    /// The machine thread waits here for visitors to be done.
+    left: Condvar,
+    /// The machine thread sleeps here: paused, idle or ended.
+    wake: Condvar,
+    host: Arc<dyn Host>,
+}
+
+/// A visit: the machine stands still meanwhile.
+pub struct Visit<'a> {
+    state: MutexGuard<'a, State>,
+    machine: &'a Machine,
+}
+
+impl Deref for Visit<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
+impl DerefMut for Visit<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        &mut self.state
+    }
+}
+
+impl Drop for Visit<'_> {
+    fn drop(&mut self) {
+        self.state.served += 1;
+        self.machine.left.notify_one();
+    }
+}
+
+impl Visit<'_> {
+    /// Sees to it that the machine looks at its state anew once the visit is over.
+    pub fn changed(&mut self) {
+        self.state.sleep_until = None;
+        self.machine.wake.notify_one();
+    }
+}
+
+impl Machine {
+    /// A machine that does not run yet; paused, if wanted.
+    pub fn new(vcpus: Vec<Vcpu>, ram: Arc<Ram>, seed: u64, host: Arc<dyn Host>) -> Self {
+        let world = World::new(ram, vcpus.len() as u32);
+        let state = State {
+            vcpus,
+            world,
+            turns: Turns::new(seed),
+            pauses: 0,
+            epoch: 0,
+            ended: None,
+            stop: false,
+            served: 0,
+            sleep_until: None,
+        };
+        Self {
+            state: Mutex::new(state),
+            arrived: AtomicU64::new(0),
+            left: Condvar::new(),
+            wake: Condvar::new(),
+            host,
+        }
+    }
+
+    /// Gets in between two instructions, within microseconds.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Gone`] once the machine has ended.
+    pub fn visit(&self, op: &'static str) -> Result<Visit<'_>> {
+        self.arrived.fetch_add(1, Ordering::Relaxed);
+        let visit = Visit { state: self.state.lock(), machine: self };
+        match &visit.ended {
+            Some(why) => Err(Error::new(ErrorKind::Gone, op, format!("the machine has ended: {why}"))),
+            None => Ok(visit),
+        }
+    }
+
+    /// Tells the host of the end. The caller holds no lock.
+    pub fn tell_end(&self, why: &str) {
+        log::debug!("the built-in machine ends: {why}");
+        self.host.ended(why);
+    }
+
+    /// Asks the machine thread to end.
+    fn stop(&self) {
+        let mut state = self.state.lock();
+        state.stop = true;
+        self.wake.notify_all();
+        self.left.notify_all();
+    }
+
+    /// The machine thread.
+    fn run(&self) {
+        let mut state = self.state.lock();
+        while !state.stop {
+            let arrived = self.arrived.load(Ordering::Relaxed);
+            if state.served < arrived {
+                self.left.wait(&mut state);
+                continue;
+            }
+            if state.pauses > 0 || state.ended.is_some() {
+                state.sleep_until = None;
+                self.wake.wait(&mut state);
+                continue;
+            }
+            match state.go(&self.arrived) {
+                Went::Called => {}
+                Went::Idle => self.sleep(&mut state),
+                Went::Dead(index) => {
+                    let why = state.end(index);
+                    MutexGuard::unlocked(&mut state, || self.tell_end(&why));
+                }
+            }
+        }
+    }
+
+    /// Sleeps until the next timer in real time, then lets virtual time jump there. Visitors come in meanwhile; one
+    /// that changed something ends the sleep early.
+    fn sleep(&self, state: &mut MutexGuard<'_, State>) {
+        if !state.hopeful() {
+            self.wake.wait(state);
+            return;
+        }
+        let wait = state.world.next_timer().saturating_sub(state.world.now());
+        let until = match state.sleep_until {
+            Some(until) => until,
+            // A timer centuries ahead is as good as none.
+            None => match Instant::now().checked_add(std::time::Duration::from_nanos(wait)) {
+                Some(until) => until,
+                None => return self.wake.wait(state),
+            },
+        };
+        state.sleep_until = Some(until);
+        let early = !self.wake.wait_until(state, until).timed_out();
+        if !early && state.pauses == 0 && !state.stop {
+            state.sleep_until = None;
+            state.skip();
+        }
+    }
+}
+
+/// Tells the host where the machine thread dies by a mistake of ours.
+struct Alarm<'a>(&'a Machine);
+
+impl Drop for Alarm<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let why = "its thread died by a mistake in vmtree; please report it".to_owned();
+            self.0.state.lock().ended = Some(why.clone());
+            self.0.tell_end(&why);
+        }
+    }
+}
+
+/// The machine with its thread; dropping it ends the thread.
+pub struct Running {
+    machine: Arc<Machine>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Running {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// The host has no thread for it.
+    pub fn start(machine: Arc<Machine>) -> Result<Self> {
+        let running = machine.clone();
+        let thread = std::thread::Builder::new()
+            .name("vmtree-emu".to_owned())
+            .spawn(move || {
+                let _alarm = Alarm(&running);
+                running.run();
+            })
+            .map_err(|error| {
+                Error::new(ErrorKind::Io, "open emu", "the machine's thread can't be started")
+                    .caused_by(error)
+            })?;
+        Ok(Self { machine, thread: Some(thread) })
+    }
+
+    /// The machine.
+    pub fn machine(&self) -> &Arc<Machine> {
+        &self.machine
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.machine.stop();
+        if let Some(thread) = self.thread.take()
+            && thread.thread().id() != std::thread::current().id()
+        {
+            // A thread that panicked has said so already.
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! The driver: opened by a SOURCE, it offers memory, and says what is missing.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use serde_json::Value;
+use vmtree_api::events::{EventSource, Injection};
+use vmtree_api::views::Views;
+use vmtree_api::{
+    Arch, Driver, Error, ErrorKind, Execution, Facts, Host, Memory, Missing, Registers, Result, Source,
+};
+
+use crate::find::{self, Found};
+use crate::memory::GuestMemory;
+use crate::qmp::Qmp;
+use crate::source::Target;
+use crate::verify::verify;
+use crate::watch::{self, Watch};
+
+const OP: &str = "open qemu";
+
+struct Qemu {
+    facts: Facts,
+    memory: GuestMemory,
+    /// Dropped, it stops waiting for QEMU's end.
+    _watch: Watch,
+}
+
+/// Opens the QEMU that `source` names: `qemu:/path/to/qmp.sock`, `qemu:name=NAME` or `qemu:pid=PID`.
+///
+/// Its monitor is asked for the layout of memory and let go again: a QMP server serves one client at a time.
+///
+/// # Errors
+/// [`ErrorKind::Invalid`] for a target or an option that makes no sense, [`ErrorKind::NotFound`] if there is no such
+/// QEMU, [`ErrorKind::Busy`] if another client holds its monitor, [`ErrorKind::Denied`] if its memory is closed to
+/// us, [`ErrorKind::Unsupported`] if its guest is no x86-64 one or it has no QMP socket.
+pub fn open(source: Source, host: Arc<dyn Host>) -> Result<Box<dyn Driver>> {
+    let target = Target::parse(&source.target)?;
+    source.finish(&[])?;
+    let Found { pid, qmp } = find::connect(&target)?;
+    // QEMU answers after this, so the process that is opened here is the one that answers.
+    let process = watch::open(pid)?;
+    let mut facts = facts(&qmp, pid)?;
+    let ended = Arc::new(AtomicBool::new(false));
+    let memory = GuestMemory::new(pid, Arc::clone(&ended));
+    memory.refresh(&qmp)?;
+    verify(&qmp, &memory)?;
+    facts.extra.push(("memory", memory.ways()));
+    let watch = Watch::start(process, ended, host)?;
+    Ok(Box::new(Qemu { facts, memory, _watch: watch }))
+}
+
+fn facts(qmp: &Qmp, pid: u32) -> Result<Facts> {
+    let ask = |command| qmp.execute(command, Value::Null);
+    let text =
+        |value: &Value, pointer: &str| value.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
+    let arch = text(&ask("query-target")?, "/arch").unwrap_or_default();
+    if arch != "x86_64" {
+        let why = format!("process {pid} emulates '{arch}'; only x86_64 guests can be opened");
+        return Err(Error::new(ErrorKind::Unsupported, OP, why));
+    }
+    let vcpus = ask("query-cpus-fast")?.as_array().and_then(|list| u32::try_from(list.len()).ok());
+    let mut extra = vec![("pid", pid.to_string()), ("qmp", qmp.path().display().to_string())];
+    let version = ask("query-version")?;
+    let number = |part: &str| version.pointer(&format!("/qemu/{part}")).and_then(Value::as_u64);
+    if let (Some(major), Some(minor), Some(micro)) = (number("major"), number("minor"), number("micro")) {
+        extra.push(("qemu", format!("{major}.{minor}.{micro}")));
+    }
+    extra.extend(accelerator(qmp)?.map(|accelerator| ("accelerator", accelerator.to_owned())));
+    Ok(Facts { driver: "qemu", name: text(&ask("query-name")?, "/name"), arch: Arch::X86_64, vcpus, extra })
+}
+
+/// `None` where it is neither KVM nor TCG.
+fn accelerator(qmp: &Qmp) -> Result<Option<&'static str>> {
+    let kvm = qmp.execute("query-kvm", Value::Null)?;
+    if kvm.pointer("/enabled").and_then(Value::as_bool) == Some(true) {
+        return Ok(Some("kvm"));
+    }
+    // Only TCG has a translator to tell of.
+    Ok(qmp.human("info jit")?.starts_with("Translation").then_some("tcg"))
+}
+
+impl Driver for Qemu {
+    fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    fn memory(&self) -> &dyn Memory {
+        &self.memory
+    }
+
+    fn registers(&self) -> std::result::Result<&dyn Registers, Missing> {
+        Err(later("vCPU registers, through QEMU's gdbstub and monitor"))
+    }
+
+    fn execution(&self) -> std::result::Result<&dyn Execution, Missing> {
+        Err(later("pause, resume and step, through QEMU's monitor and gdbstub"))
+    }
+
+    fn events(&self) -> std::result::Result<&dyn EventSource, Missing> {
+        Err(later("events, through a TCG plugin"))
+    }
+
+    fn views(&self) -> std::result::Result<&dyn Views, Missing> {
+        Err(Missing::new(
+            "stock QEMU has one view of memory and no permissions on it that can be set from outside",
+        ))
+    }
+
+    fn injection(&self) -> std::result::Result<&dyn Injection, Missing> {
+        Err(later("injection"))
+    }
+}
+
+fn later(what: &str) -> Missing {
+    Missing::new(format!("{what}: not built yet in the qemu driver")).cure("it comes with a later release")
+}

@@ -1,0 +1,289 @@
+//! A client of QEMU's machine protocol: one command, one answer, each in bounded time and space.
+//!
+//! A QMP server serves one client at a time. So a connection is made, asked and dropped, to let others in.
+
+use std::io::{ErrorKind as Io, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use serde_json::{Value, json};
+use vmtree_api::{Error, ErrorKind, Result};
+
+use crate::sys;
+
+const OP: &str = "ask QEMU";
+
+/// The longest line that is read, in bytes. `info mtree -f` of a large machine is below one MiB.
+const LINE_LIMIT: usize = 16 << 20;
+
+/// How long a server may take to greet; one that serves another client does not greet at all.
+const GREETING: Duration = Duration::from_secs(3);
+
+/// How long an answer may take.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// A connection past its greeting.
+pub struct Qmp {
+    path: PathBuf,
+    lines: Mutex<Lines>,
+}
+
+impl Qmp {
+    /// Connects to the socket at `path`, reads the greeting and leaves the negotiation behind.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] if nobody listens there, [`ErrorKind::Denied`], [`ErrorKind::Busy`] if the server
+    /// does not greet, [`ErrorKind::Protocol`] if it is no QMP server.
+    pub fn connect(path: &Path) -> Result<Self> {
+        let stream = dial(path)?;
+        let mut lines = Lines { stream, pending: Vec::new(), serial: 0 };
+        greet(path, &mut lines)?;
+        let qmp = Self { path: path.to_owned(), lines: Mutex::new(lines) };
+        qmp.execute("qmp_capabilities", Value::Null)?;
+        Ok(qmp)
+    }
+
+    /// The socket.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The process that listens at the socket, where it can be seen.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] if the system does not tell.
+    pub fn peer(&self) -> Result<Option<u32>> {
+        sys::peer_pid(&self.lines.lock().stream)
+            .map_err(|error| Error::new(ErrorKind::Io, OP, "the socket's peer is unknown").caused_by(error))
+    }
+
+    /// Executes `command` and returns what it returned. Events that come before the answer are set aside.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] if QEMU does not know the command, [`ErrorKind::Invalid`] if it refuses it,
+    /// [`ErrorKind::TimedOut`], [`ErrorKind::Gone`] if it hung up, [`ErrorKind::Protocol`].
+    pub fn execute(&self, command: &str, arguments: Value) -> Result<Value> {
+        let mut lines = self.lines.lock();
+        lines.serial += 1;
+        let serial = lines.serial;
+        let mut request = json!({ "execute": command, "id": serial });
+        if !arguments.is_null() {
+            request["arguments"] = arguments;
+        }
+        lines.send(&request)?;
+        let deadline = Instant::now() + ANSWER;
+        loop {
+            let line = lines.next(deadline)?;
+            match Message::parse(&line)? {
+                Message::Event(name) => log::debug!("QEMU's event {name} set aside"),
+                Message::Answer { id, outcome }
+                    if id == Some(serial) || (id.is_none() && outcome.is_err()) =>
+                {
+                    return outcome.map_err(|refusal| refusal.into_error(command));
+                }
+                // The answer to a command that ran out of time before this one.
+                Message::Answer { id: Some(id), .. } if id < serial => {}
+                Message::Answer { .. } | Message::Greeting => {
+                    return Err(broken("answered what was not asked"));
+                }
+            }
+        }
+    }
+
+    /// Runs a line of the human monitor and returns what it printed.
+    ///
+    /// # Errors
+    /// As [`Qmp::execute`].
+    pub fn human(&self, line: &str) -> Result<String> {
+        match self.execute("human-monitor-command", json!({ "command-line": line }))? {
+            Value::String(text) => Ok(text),
+            _ => Err(broken("returned no text for a monitor command")),
+        }
+    }
+}
+
+/// Connects, waiting no longer than [`GREETING`]: a listener whose queue is full would let connect(2) hang.
+fn dial(path: &Path) -> Result<UnixStream> {
+    let at = path.display();
+    let address = SocketAddrUnix::new(path).map_err(|error| {
+        Error::new(ErrorKind::Invalid, OP, format!("'{at}' can't be the path of a socket")).caused_by(error)
+    })?;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+        .map_err(|error| Error::new(ErrorKind::Io, OP, "no socket to be had").caused_by(error))?;
+    set_socket_timeout(&socket, Timeout::Send, Some(GREETING))
+        .map_err(|error| Error::new(ErrorKind::Io, OP, "a socket takes no timeout").caused_by(error))?;
+    connect(&socket, &address).map_err(|errno| {
+        use rustix::io::Errno;
+        let (kind, why) = match errno {
+            Errno::NOENT => {
+                (ErrorKind::NotFound, format!("there is no socket '{at}'; 'vmtree list' shows what runs"))
+            }
+            Errno::CONNREFUSED => (
+                ErrorKind::NotFound,
+                format!("nobody listens at '{at}'; its QEMU has ended or it is no socket"),
+            ),
+            Errno::AGAIN => return held(path),
+            Errno::ACCESS | Errno::PERM => {
+                (ErrorKind::Denied, format!("connecting to '{at}' is not allowed; become its owner or root"))
+            }
+            Errno::PROTOTYPE => {
+                (ErrorKind::Protocol, format!("'{at}' is no stream socket, so no QMP socket"))
+            }
+            _ => (ErrorKind::Io, format!("can't connect to '{at}'")),
+        };
+        Error::new(kind, OP, why).caused_by(errno)
+    })?;
+    Ok(UnixStream::from(socket))
+}
+
+fn greet(path: &Path, lines: &mut Lines) -> Result<()> {
+    let at = path.display();
+    let no_qmp =
+        || Error::new(ErrorKind::Protocol, OP, format!("'{at}' is no QMP socket: it does not greet as one"));
+    let line = match lines.next(Instant::now() + GREETING) {
+        Ok(line) => line,
+        Err(error) if error.kind() == ErrorKind::TimedOut && lines.pending.is_empty() => {
+            return Err(held(path));
+        }
+        Err(_) => return Err(no_qmp()),
+    };
+    match Message::parse(&line) {
+        Ok(Message::Greeting) => Ok(()),
+        _ => Err(no_qmp()),
+    }
+}
+
+fn held(path: &Path) -> Error {
+    let why = format!(
+        "the QMP socket '{}' does not greet: another client holds it; \
+         give QEMU a second one: -qmp unix:PATH,server=on,wait=off",
+        path.display()
+    );
+    Error::new(ErrorKind::Busy, OP, why)
+}
+
+fn broken(how: &str) -> Error {
+    Error::new(ErrorKind::Protocol, OP, format!("the QMP server {how}"))
+}
+
+/// Lines in both directions.
+struct Lines {
+    stream: UnixStream,
+    /// What is read and not yet taken; holds no whole line except just after a read.
+    pending: Vec<u8>,
+    serial: u64,
+}
+
+impl Lines {
+    fn send(&mut self, request: &Value) -> Result<()> {
+        let sent = self.stream.write_all(format!("{request}\n").as_bytes());
+        sent.map_err(|error| match error.kind() {
+            Io::WouldBlock | Io::TimedOut => {
+                Error::new(ErrorKind::TimedOut, OP, "QEMU does not read its QMP socket")
+            }
+            _ => Error::new(ErrorKind::Gone, OP, "QEMU has closed its QMP socket").caused_by(error),
+        })
+    }
+
+    /// The next line, without its end.
+    fn next(&mut self, deadline: Instant) -> Result<Vec<u8>> {
+        let mut seen = 0;
+        loop {
+            if let Some(end) = self.pending.iter().skip(seen).position(|byte| *byte == b'\n') {
+                let rest = self.pending.split_off(seen + end + 1);
+                return Ok(std::mem::replace(&mut self.pending, rest));
+            }
+            seen = self.pending.len();
+            if seen > LINE_LIMIT {
+                return Err(broken("sends a line without an end"));
+            }
+            self.fill(deadline)?;
+        }
+    }
+
+    fn fill(&mut self, deadline: Instant) -> Result<()> {
+        let late = || Error::new(ErrorKind::TimedOut, OP, "QEMU did not answer in time");
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(late());
+        }
+        let failed = |error| Error::new(ErrorKind::Io, OP, "can't read from QEMU").caused_by(error);
+        self.stream.set_read_timeout(Some(left)).map_err(failed)?;
+        let mut chunk = [0; 16 << 10];
+        match self.stream.read(&mut chunk) {
+            Ok(0) if self.pending.is_empty() => {
+                Err(Error::new(ErrorKind::Gone, OP, "QEMU has closed its QMP socket"))
+            }
+            Ok(0) => Err(broken("hung up in the middle of a line")),
+            Ok(bytes) => {
+                self.pending.extend(chunk.iter().take(bytes));
+                Ok(())
+            }
+            Err(error) => match error.kind() {
+                Io::WouldBlock | Io::TimedOut => Err(late()),
+                Io::Interrupted => Ok(()),
+                Io::ConnectionReset => Err(Error::new(ErrorKind::Gone, OP, "QEMU has closed its QMP socket")),
+                _ => Err(failed(error)),
+            },
+        }
+    }
+}
+
+/// A line of the server.
+#[derive(Debug)]
+enum Message {
+    Greeting,
+    Event(String),
+    Answer { id: Option<u64>, outcome: std::result::Result<Value, Refusal> },
+}
+
+/// An error as the server words it.
+#[derive(Debug)]
+struct Refusal {
+    class: String,
+    text: String,
+}
+
+impl Message {
+    fn parse(line: &[u8]) -> Result<Self> {
+        let Ok(Value::Object(mut fields)) = serde_json::from_slice(line) else {
+            return Err(broken("sends what is no JSON object"));
+        };
+        let text = |value: Option<&Value>| value.and_then(Value::as_str).unwrap_or("unnamed").to_owned();
+        if fields.get("QMP").is_some_and(Value::is_object) {
+            return Ok(Self::Greeting);
+        }
+        if let Some(event) = fields.get("event") {
+            return Ok(Self::Event(text(Some(event))));
+        }
+        let id = fields.get("id").and_then(Value::as_u64);
+        if let Some(value) = fields.remove("return") {
+            return Ok(Self::Answer { id, outcome: Ok(value) });
+        }
+        let Some(error) = fields.get("error") else {
+            return Err(broken("sends neither an answer nor an event"));
+        };
+        let refusal = Refusal { class: text(error.get("class")), text: text(error.get("desc")) };
+        Ok(Self::Answer { id, outcome: Err(refusal) })
+    }
+}
+
+impl Refusal {
+    fn into_error(self, command: &str) -> Error {
+        let kind = match self.class.as_str() {
+            "CommandNotFound" => ErrorKind::Unsupported,
+            "DeviceNotFound" => ErrorKind::NotFound,
+            _ => ErrorKind::Invalid,
+        };
+        Error::new(kind, OP, format!("QEMU refuses {command}: {}", self.text))
+    }
+}
+
+#[cfg(test)]
+#[path = "qmp_tests.rs"]
+mod tests;

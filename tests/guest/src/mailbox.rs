@@ -1,0 +1,390 @@
+//! The mailbox page: how a test and the guest talk. Every field is a little-endian 64-bit word.
+//!
+//! | offset | what |
+//! |---|---|
+//! | 0x000 | header: [`MAGIC`], then the words of [`header`] |
+//! | 0x100 | [`Site`]: the address of the one instruction that performs an order |
+//! | 0x200 | CR3 of each process: vCPU v has processes 2v and 2v+1 |
+//! | 0x280 | the crash record: see [`crash`] |
+//! | 0x400 | an order slot a vCPU, [`SLOT_SIZE`] bytes each: see [`slot`] |
+//! | 0x800 | the counters of each vCPU, [`COUNTERS_SIZE`] bytes each: see [`Counter`] |
+
+/// The gpa of the mailbox page.
+pub const MAILBOX: u64 = 0x20_0000;
+/// The first word, written last at boot: when it is there, the header is valid.
+pub const MAGIC: [u8; 8] = *b"VMTREEGU";
+/// The version of this layout.
+pub const VERSION: u64 = 1;
+/// The most vCPUs that take part. Others halt at once with interrupts off.
+pub const MAX_VCPUS: u64 = 8;
+/// Processes a vCPU.
+pub const PROCESSES: u64 = 2;
+/// The bytes of the greeting that the guest compares and answers.
+pub const GREETING_SIZE: u64 = 64;
+/// The greeting as the guest is loaded, without its NUL.
+pub const GREETING_TEXT: &str = "hello from the guest";
+
+/// Where the [`Site`] words start in the mailbox.
+pub const SITES: u64 = 0x100;
+/// Where the CR3 values of the processes start in the mailbox.
+pub const PROCESS_CR3: u64 = 0x200;
+/// Where the order slots start in the mailbox.
+pub const SLOTS: u64 = 0x400;
+/// The bytes of one order slot.
+pub const SLOT_SIZE: u64 = 0x80;
+/// Where the counters start in the mailbox.
+pub const COUNTERS: u64 = 0x800;
+/// The bytes of one vCPU's counters.
+pub const COUNTERS_SIZE: u64 = 0x100;
+
+/// Offsets of the header's words in the mailbox.
+pub mod header {
+    /// [`super::MAGIC`].
+    pub const MAGIC: u64 = 0x00;
+    /// [`super::VERSION`].
+    pub const VERSION: u64 = 0x08;
+    /// How many vCPUs take part.
+    pub const VCPUS: u64 = 0x10;
+    /// How many of them have reached their idle loop.
+    pub const ONLINE: u64 = 0x18;
+    /// One of [`super::state`].
+    pub const STATE: u64 = 0x20;
+    /// 1 while the background traffic runs, 0 when it is quiet.
+    pub const BACKGROUND: u64 = 0x28;
+    /// How the guest was started: one of [`super::boot`].
+    pub const BOOT: u64 = 0x30;
+    /// How often the greeting was seen changed, and answered.
+    pub const GREETING_SEEN: u64 = 0x38;
+    /// The value of the LSTAR MSR: the system call entry.
+    pub const LSTAR: u64 = 0x40;
+    /// The CR3 of the kernel thread of every vCPU.
+    pub const KERNEL_CR3: u64 = 0x48;
+    /// The gpa of the greeting page.
+    pub const GREETING: u64 = 0x50;
+    /// The gpa of the reply page: the answer to the greeting.
+    pub const REPLY: u64 = 0x58;
+    /// The gpa (and kernel gva) of a data page that only orders touch.
+    pub const DATA: u64 = 0x60;
+    /// The gpa (and kernel gva) of a page with a small function that only orders call.
+    pub const CODE: u64 = 0x68;
+    /// The gpa (and kernel gva) of a page that only orders write.
+    pub const SCRATCH: u64 = 0x70;
+    /// A kernel gva that is never mapped.
+    pub const GUARD: u64 = 0x78;
+    /// The gva of the data page in every process (user, writable, no execute).
+    pub const USER_DATA: u64 = 0x80;
+    /// The gva of the code page in every process (user, read-only, executable).
+    pub const USER_CODE: u64 = 0x88;
+    /// A gva that is mapped in every process for the kernel only.
+    pub const USER_SUPERVISOR: u64 = 0x90;
+    /// A user gva that is never mapped.
+    pub const USER_UNMAPPED: u64 = 0x98;
+    /// The gva of the first of the four pages that are mapped on their first touch.
+    pub const USER_LAZY: u64 = 0xa0;
+    /// The first gva of a process: its code.
+    pub const USER_TEXT: u64 = 0xa8;
+    /// The first gpa of the kernel's code.
+    pub const TEXT: u64 = 0xb0;
+    /// The gpa after the kernel's code.
+    pub const TEXT_END: u64 = 0xb8;
+    /// The vector of the timer.
+    pub const TIMER_VECTOR: u64 = 0xc0;
+    /// The vector of the inter-processor interrupt.
+    pub const IPI_VECTOR: u64 = 0xc8;
+    /// The vector of [`super::Op::SoftInterrupt`].
+    pub const SOFT_VECTOR: u64 = 0xd0;
+}
+
+/// The values of [`header::STATE`].
+pub mod state {
+    /// vCPUs are still arriving.
+    pub const BOOTING: u64 = 0;
+    /// All vCPUs run and take orders.
+    pub const RUNNING: u64 = 1;
+    /// A vCPU met an exception it could not get past: see [`super::crash`].
+    pub const CRASHED: u64 = 2;
+}
+
+/// The values of [`header::BOOT`].
+pub mod boot {
+    /// At the ELF entry, in long mode.
+    pub const DIRECT: u64 = 1;
+    /// At the PVH entry, in protected mode.
+    pub const PVH: u64 = 2;
+}
+
+/// Offsets of the crash record's words in the mailbox, valid in [`state::CRASHED`].
+pub mod crash {
+    /// The vCPU that crashed.
+    pub const VCPU: u64 = 0x280;
+    /// The vector of the exception.
+    pub const VECTOR: u64 = 0x288;
+    /// Its error code, or 0.
+    pub const ERROR: u64 = 0x290;
+    /// CR2 then.
+    pub const CR2: u64 = 0x298;
+    /// RIP then.
+    pub const RIP: u64 = 0x2a0;
+}
+
+/// Offsets of an order slot's words in the slot.
+pub mod slot {
+    /// Written last by the test: a number that differs from [`ACK`] is a new order.
+    pub const SEQ: u64 = 0x00;
+    /// One of [`super::Op`].
+    pub const OP: u64 = 0x08;
+    /// Four arguments.
+    pub const ARGS: u64 = 0x10;
+    /// The guest stores the sequence number here before it performs the order.
+    pub const BEGUN: u64 = 0x30;
+    /// The guest stores the sequence number here when the order is done, after status and results.
+    pub const ACK: u64 = 0x38;
+    /// One of [`super::status`].
+    pub const STATUS: u64 = 0x40;
+    /// Four results.
+    pub const RESULTS: u64 = 0x48;
+    /// The value of [`super::header::BACKGROUND`] that the vCPU's idle loop saw last; [`STOPPED`] when it stopped.
+    pub const BACKGROUND_SEEN: u64 = 0x68;
+    /// What [`BACKGROUND_SEEN`] says of a vCPU that was ordered to stop.
+    pub const STOPPED: u64 = 2;
+}
+
+/// The values of [`slot::STATUS`].
+pub mod status {
+    /// Performed.
+    pub const DONE: u64 = 0;
+    /// An exception ended it. The results are vector, error code, CR2 and RIP.
+    pub const FAULTED: u64 = 1;
+    /// No such order, or an argument that the order does not know. Nothing was done.
+    pub const UNKNOWN: u64 = 2;
+    /// The other vCPU did not react in time.
+    pub const TIMED_OUT: u64 = 3;
+}
+
+/// Declares an enum of numbered words with their names, in one table.
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $number:literal, $text:literal;)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+        #[repr(u64)]
+        pub enum $name { $($(#[$vdoc])* $variant = $number,)* }
+
+        impl $name {
+            /// All of them, by number.
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+
+            /// The name that the documentation uses.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $text,)* }
+            }
+        }
+    };
+}
+
+words! {
+    /// What each vCPU counts, each at the instruction itself. The number is the word in the vCPU's counters.
+    Counter {
+        /// Rounds of the idle loop.
+        Heartbeat = 0, "heartbeat";
+        /// Timer interrupts.
+        Ticks = 1, "ticks";
+        /// Inter-processor interrupts.
+        Ipis = 2, "ipis";
+        /// mov to CR0.
+        Cr0Writes = 3, "cr0_writes";
+        /// mov to CR3.
+        Cr3Writes = 4, "cr3_writes";
+        /// mov to CR4.
+        Cr4Writes = 5, "cr4_writes";
+        /// mov to CR8.
+        Cr8Writes = 6, "cr8_writes";
+        /// mov from CR8.
+        Cr8Reads = 7, "cr8_reads";
+        /// wrmsr, since the vCPU set up its counters.
+        MsrWrites = 8, "msr_writes";
+        /// rdmsr.
+        MsrReads = 9, "msr_reads";
+        /// mov to a debug register.
+        DrWrites = 10, "dr_writes";
+        /// mov from a debug register.
+        DrReads = 11, "dr_reads";
+        /// cpuid.
+        Cpuids = 12, "cpuids";
+        /// out.
+        Outs = 13, "outs";
+        /// in.
+        Ins = 14, "ins";
+        /// #BP exceptions taken, in the kernel and in ring 3.
+        Breakpoints = 15, "breakpoints";
+        /// #DB exceptions taken.
+        DebugExceptions = 16, "debug_exceptions";
+        /// #PF exceptions taken.
+        PageFaults = 17, "page_faults";
+        /// #GP exceptions taken.
+        GeneralProtections = 18, "general_protections";
+        /// #UD exceptions taken.
+        InvalidOpcodes = 19, "invalid_opcodes";
+        /// Other exceptions taken.
+        OtherExceptions = 20, "other_exceptions";
+        /// Non-maskable interrupts.
+        Nmis = 21, "nmis";
+        /// System calls.
+        Syscalls = 22, "syscalls";
+        /// Switches between the kernel thread and the processes.
+        Switches = 23, "switches";
+        /// Pages mapped because a process touched them.
+        LazyPages = 24, "lazy_pages";
+        /// Code written and then executed with the right result.
+        SelfModified = 25, "self_modified";
+        /// Code written and then executed with a wrong result: always 0.
+        SelfModifiedWrong = 26, "self_modified_wrong";
+        /// Software interrupts by `int 0x81`.
+        SoftInterrupts = 27, "soft_interrupts";
+        /// Spurious interrupts.
+        Spurious = 28, "spurious";
+        /// Interrupts of a vector that the guest does not use.
+        OtherInterrupts = 29, "other_interrupts";
+        /// invlpg.
+        Invlpgs = 30, "invlpgs";
+        /// Orders done.
+        Orders = 31, "orders";
+    }
+}
+
+words! {
+    /// An order. The first argument of each is how many times, but for those that say otherwise. The number is its code.
+    Op {
+        /// Nothing.
+        Nop = 1, "nop";
+        /// `[0]`: 0 stops the background traffic of all vCPUs, 1 starts it. Done when every vCPU has seen it.
+        Background = 2, "background";
+        /// `[n, value]`: writes CR3. With value 0, the CR3 of the vCPU's two processes in turn. Result: the last value.
+        WriteCr3 = 3, "write_cr3";
+        /// `[n, mask]`: reads CR0, flips the bits of mask, writes it back. Result: the last value.
+        WriteCr0 = 4, "write_cr0";
+        /// `[n, mask]`: reads CR4, flips the bits of mask, writes it back. Result: the last value.
+        WriteCr4 = 5, "write_cr4";
+        /// `[n, value]`: writes CR8. At 14 and above the vCPU gets no more ticks and polls for orders without a pause.
+        WriteCr8 = 6, "write_cr8";
+        /// `[n]`: reads CR8. Result: the value.
+        ReadCr8 = 7, "read_cr8";
+        /// `[n, index, value]`: wrmsr.
+        WriteMsr = 8, "write_msr";
+        /// `[n, index]`: rdmsr. Result: the value.
+        ReadMsr = 9, "read_msr";
+        /// `[n, number, value]`: writes debug register 0 to 3, 6 or 7.
+        WriteDr = 10, "write_dr";
+        /// `[n, number]`: reads debug register 0 to 3, 6 or 7. Result: the value.
+        ReadDr = 11, "read_dr";
+        /// `[n]`: int3 in the kernel.
+        Int3 = 12, "int3";
+        /// `[n]`: `int 0x81` in the kernel.
+        SoftInterrupt = 13, "soft_interrupt";
+        /// `[n, leaf, subleaf]`: cpuid. Results: EAX, EBX, ECX, EDX.
+        Cpuid = 14, "cpuid";
+        /// `[n, port, value, size]`: out of 1, 2 or 4 bytes.
+        Out = 15, "out";
+        /// `[n, port, size]`: in of 1, 2 or 4 bytes. Result: the value.
+        In = 16, "in";
+        /// `[n, gva, size]`: reads 1, 2, 4 or 8 bytes in ring 0, where gva = gpa. Result: the value.
+        Read = 17, "read";
+        /// `[n, gva, value, size]`: writes 1, 2, 4 or 8 bytes in ring 0.
+        Write = 18, "write";
+        /// `[n, gva]`: calls the code at gva in ring 0. Result: the RAX that it returned.
+        Exec = 19, "exec";
+        /// `[n, gva, value, len]`: rep stosb of len bytes in ring 0.
+        Fill = 20, "fill";
+        /// `[n, to, from, len]`: copies len bytes, 16 at a time by movups and the rest by rep movsb, in ring 0.
+        Copy = 21, "copy";
+        /// `[n, gva]`: invlpg.
+        Invlpg = 22, "invlpg";
+        /// `[n]`: a loop of n rounds of two instructions.
+        Spin = 23, "spin";
+        /// `[n]`: hlt with interrupts on, n times.
+        Hlt = 24, "hlt";
+        /// Acknowledges, then halts with interrupts off, for good.
+        Stop = 25, "stop";
+        /// `[n, vcpu]`: sends the IPI to a vCPU, which may be itself.
+        Ipi = 26, "ipi";
+        /// `[n, gva, size]`: reads in ring 3, in the vCPU's first process. Result: the value.
+        UserRead = 32, "user_read";
+        /// `[n, gva, value, size]`: writes in ring 3.
+        UserWrite = 33, "user_write";
+        /// `[n, gva]`: calls the code at gva in ring 3. Result: the RAX that it returned.
+        UserExec = 34, "user_exec";
+        /// `[n]`: int3 in ring 3.
+        UserInt3 = 35, "user_int3";
+        /// `[n]`: n system calls that only count, and one more that ends the order.
+        UserSyscall = 36, "user_syscall";
+        /// `[n]`: n times: one system call that unmaps, then one page fault; and a last system call that ends the order.
+        UserLazy = 37, "user_lazy";
+        /// `[n]`: writes code into a page and executes it, n times. A system call each, and a last one that ends the order.
+        UserSelfModify = 38, "user_self_modify";
+        /// `[n]`: a loop of n rounds of two instructions in ring 3.
+        UserSpin = 39, "user_spin";
+    }
+}
+
+words! {
+    /// Instructions whose address the guest publishes, so that the RIP of an event can be compared.
+    /// The number is the word after [`SITES`].
+    Site {
+        /// mov to CR3 in [`Op::WriteCr3`].
+        WriteCr3 = 0, "write_cr3";
+        /// mov to CR0 in [`Op::WriteCr0`].
+        WriteCr0 = 1, "write_cr0";
+        /// mov to CR4 in [`Op::WriteCr4`].
+        WriteCr4 = 2, "write_cr4";
+        /// mov to CR8 in [`Op::WriteCr8`].
+        WriteCr8 = 3, "write_cr8";
+        /// mov from CR8 in [`Op::ReadCr8`].
+        ReadCr8 = 4, "read_cr8";
+        /// wrmsr in [`Op::WriteMsr`].
+        WriteMsr = 5, "write_msr";
+        /// rdmsr in [`Op::ReadMsr`].
+        ReadMsr = 6, "read_msr";
+        /// int3 in [`Op::Int3`].
+        Int3 = 7, "int3";
+        /// int 0x81 in [`Op::SoftInterrupt`].
+        SoftInterrupt = 8, "soft_interrupt";
+        /// cpuid in [`Op::Cpuid`].
+        Cpuid = 9, "cpuid";
+        /// The 8-byte read of [`Op::Read`].
+        Read8 = 10, "read8";
+        /// The 8-byte write of [`Op::Write`].
+        Write8 = 11, "write8";
+        /// The call of [`Op::Exec`].
+        Exec = 12, "exec";
+        /// The loop of [`Op::Spin`].
+        Spin = 13, "spin";
+        /// hlt of the idle loop.
+        IdleHlt = 14, "idle_hlt";
+        /// mov to CR3 of the switch between contexts.
+        SwitchCr3 = 15, "switch_cr3";
+    }
+}
+
+/// The gpa of the order slot of a vCPU.
+#[must_use]
+pub const fn slot_of(vcpu: u64) -> u64 {
+    MAILBOX + SLOTS + vcpu * SLOT_SIZE
+}
+
+/// The gpa of a counter of a vCPU.
+#[must_use]
+pub const fn counter_of(vcpu: u64, counter: Counter) -> u64 {
+    MAILBOX + COUNTERS + vcpu * COUNTERS_SIZE + 8 * counter as u64
+}
+
+/// The gpa of the word that holds the address of a site.
+#[must_use]
+pub const fn site_of(site: Site) -> u64 {
+    MAILBOX + SITES + 8 * site as u64
+}
+
+/// The gpa of the word that holds the CR3 of a process.
+#[must_use]
+pub const fn process_cr3_of(vcpu: u64, process: u64) -> u64 {
+    MAILBOX + PROCESS_CR3 + 8 * (vcpu * PROCESSES + process)
+}

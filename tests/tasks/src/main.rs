@@ -1,0 +1,81 @@
+//! `cargo ci`: what CI runs, a row each. `cargo ci NAME...` runs some of it.
+
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+/// A step of CI.
+struct Task {
+    name: &'static str,
+    about: &'static str,
+    /// The program, without which the task is skipped by name; cargo is always there.
+    needs: &'static str,
+    command: &'static [&'static str],
+}
+
+const TASKS: &[Task] = &[
+    Task { name: "fmt", about: "formatting", needs: "cargo", command: &["cargo", "fmt", "--all", "--check"] },
+    Task {
+        name: "clippy",
+        about: "lints, warnings denied",
+        needs: "cargo",
+        command: &["cargo", "clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
+    },
+    Task {
+        name: "scripts",
+        about: "shell scripts",
+        needs: "shellcheck",
+        command: &[
+            "sh",
+            "-c",
+            "git ls-files -z '*.sh' .ci/run mount-helpers/mount.vmtree | xargs -0 shellcheck",
+        ],
+    },
+    Task {
+        name: "deny",
+        about: "licences, sources and duplicate crates",
+        needs: "cargo-deny",
+        command: &["cargo", "deny", "check", "licenses", "bans", "sources"],
+    },
+    Task {
+        name: "test",
+        about: "the README's test command",
+        needs: "cargo",
+        command: &["cargo", "test", "--workspace"],
+    },
+    Task {
+        name: "doc",
+        about: "documentation builds without warnings",
+        needs: "cargo",
+        command: &["env", "RUSTDOCFLAGS=-D warnings", "cargo", "doc", "--workspace", "--no-deps", "--quiet"],
+    },
+];
+
+fn found(program: &str) -> bool {
+    std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()))
+}
+
+fn run(task: &Task) -> bool {
+    if !found(task.needs) {
+        println!("== {}: SKIPPED, {} is not installed", task.name, task.needs);
+        return true;
+    }
+    println!("== {}: {}", task.name, task.about);
+    let begun = Instant::now();
+    let Some((program, args)) = task.command.split_first() else { return false };
+    let passed = Command::new(program).args(args).status().is_ok_and(|status| status.success());
+    let word = if passed { "passed" } else { "FAILED" };
+    println!("== {}: {word} in {:.0} s", task.name, begun.elapsed().as_secs_f64());
+    passed
+}
+
+fn main() -> ExitCode {
+    let wanted: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(unknown) = wanted.iter().find(|name| TASKS.iter().all(|task| task.name != **name)) {
+        let known: Vec<&str> = TASKS.iter().map(|task| task.name).collect();
+        eprintln!("there is no task '{unknown}'; there are: {}", known.join(", "));
+        return ExitCode::from(2);
+    }
+    let chosen = TASKS.iter().filter(|task| wanted.is_empty() || wanted.iter().any(|name| name == task.name));
+    if chosen.map(run).all(|passed| passed) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
