@@ -68,4 +68,12 @@ mod tests {
             assert!(!step.command.contains("sudo") && !step.command.contains("../"), "{}", step.command);
         }
     }
+
+    #[test]
+    fn the_addresses_are_those_of_the_guest() {
+        for address in [vmtree_guest::layout::GREETING, vmtree_guest::layout::REPLY] {
+            let address = format!("{address:#x}");
+            assert!(STEPS.iter().any(|step| step.command.contains(&address)), "{address}");
+        }
+    }
 }
