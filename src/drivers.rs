@@ -6,6 +6,9 @@ use vmtree_api::{Check, Driver, Error, ErrorKind, Host, Listed, Result, Source};
 
 use crate::text;
 
+/// Opens the VM of a SOURCE; the host is told of its end.
+pub type Open = fn(Source, Arc<dyn Host>) -> Result<Box<dyn Driver>>;
+
 /// A driver, a row.
 pub struct Entry {
     /// Its name in SOURCE.
@@ -15,7 +18,7 @@ pub struct Entry {
     /// A SOURCE as an example.
     pub example: &'static str,
     /// Opens a VM.
-    pub open: fn(Source, Arc<dyn Host>) -> Result<Box<dyn Driver>>,
+    pub open: Open,
     /// The running VMs that it finds on this host.
     pub list: fn() -> Vec<Listed>,
     /// What it needs of this host.
@@ -25,17 +28,28 @@ pub struct Entry {
 }
 
 /// All drivers.
-pub const DRIVERS: &[Entry] = &[Entry {
-    name: "emu",
-    about: "the built-in machine, no hypervisor at all",
-    example: "emu:",
-    open: vmtree_emu::open,
-    list: Vec::new,
-    checks: Vec::new,
-    recover: nothing_left,
-}];
+pub const DRIVERS: &[Entry] = &[
+    Entry {
+        name: "emu",
+        about: "the built-in machine, no hypervisor at all",
+        example: "emu:ram=256M,vcpus=4",
+        open: vmtree_emu::open,
+        list: Vec::new,
+        checks: vmtree_emu::checks,
+        recover: nothing_left,
+    },
+    Entry {
+        name: "qemu",
+        about: "stock QEMU, by QMP socket, name or pid",
+        example: "qemu:/run/vm.qmp",
+        open: vmtree_qemu::open,
+        list: vmtree_qemu::list,
+        checks: vmtree_qemu::checks,
+        recover: nothing_left,
+    },
+];
 
-/// For drivers whose VM dies with the daemon.
+/// For drivers that can't pause, or whose VM dies with the daemon.
 fn nothing_left(_source: &str) -> Result<()> {
     Ok(())
 }

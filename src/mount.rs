@@ -36,13 +36,13 @@ pub struct Request {
     pub log: Log,
 }
 
-/// Mounts, calls `ready` once the mount answers, and serves until the end comes. Files are given back and the
-/// mountpoint is free when this returns; then the process must exit by [`std::process::exit`], because the
-/// session's own destructor would unmount by path.
+/// Mounts, calls `ready` once the mount answers, and serves until the end comes, which `ready` may order by an error.
+/// All is given back and the mountpoint is free when this returns; then the process must exit by
+/// [`std::process::exit`], because the session's own destructor would unmount by path.
 ///
 /// # Errors
 /// Nothing is mounted, paused or armed then.
-pub fn serve(request: &Request, ready: impl FnOnce(&Path) -> io::Result<()>) -> Result<End> {
+pub fn serve(request: &Request, ready: impl FnOnce(&Path) -> std::result::Result<(), End>) -> Result<End> {
     let options = options::parse(request.options.iter().map(String::as_str))?;
     let mountpoint = check(&request.mountpoint)?;
     let ends = Ends::default();
@@ -61,18 +61,15 @@ pub fn serve(request: &Request, ready: impl FnOnce(&Path) -> io::Result<()>) -> 
     if let Err(error) = std::env::set_current_dir("/") {
         log::warn!("chdir /: {error}");
     }
-    let result = attach(&tree, &mountpoint, &ends, &journal).map(|waiting| {
-        if let Err(error) = ready(&mountpoint) {
-            log::warn!("{error}");
-            // Fails only when the mount has ended already.
-            let _ = ends.sender().send(End::Abandoned);
-        }
-        let end = ends.wait();
+    let result = attach(&tree, &mountpoint, &ends, &journal);
+    let result = result.map(|waiting| {
+        let end = ready(&mountpoint).err().unwrap_or_else(|| ends.wait());
         waiting.release();
         end
     });
     if let Ok(end) = &result {
-        log::info!("{}: {end}", mountpoint.display());
+        let level = if matches!(end, End::Gone(_)) { log::Level::Warn } else { log::Level::Info };
+        log::log!(level, "{}: {end}", mountpoint.display());
     }
     finish(tree, &ends, guardians);
     result
@@ -107,14 +104,14 @@ fn attach(tree: &Arc<Tree>, mountpoint: &Path, ends: &Ends, journal: &Journal) -
         .map_err(|error| io_error(&here(), error))?;
     let mount = mounts::at(mountpoint).map_err(|error| io_error("/proc", error))?;
     // It may be gone already; then on_end has told so.
-    let Some(Mount { id, .. }) = mount else { return Ok(waiting) };
-    journal.mounted(&id).map_err(|error| io_error("undo journal", error))?;
-    match presence::show(&id) {
+    let Some(mark) = mount.as_ref().map(mounts::mark) else { return Ok(waiting) };
+    journal.mounted(&mark).map_err(|error| io_error("undo journal", error))?;
+    match presence::show(&mark) {
         // Held until the process exits: that is its meaning.
         Ok(presence) => std::mem::forget(presence),
         Err(error) => log::warn!("vmtree umount can't wait for this mount's end: {error}"),
     }
-    ends.watch_mount(id).map_err(|error| io_error("watch the mount", error))?;
+    ends.watch_mount(mark).map_err(|error| io_error("watch the mount", error))?;
     Ok(waiting)
 }
 
@@ -143,13 +140,13 @@ pub fn check(mountpoint: &Path) -> Result<PathBuf> {
 /// Detaches the mount if its daemon is gone; else the mountpoint is taken.
 fn heal(mount: &Mount) -> Result<()> {
     let path = mount.path.display();
-    if presence::watch(&mount.id).is_some() || !mounts::is_stale(mount) {
+    let mark = mounts::mark(mount);
+    if presence::watch(&mark).is_some() || !mounts::is_stale(mount) {
         let why = format!("{path} shows {} already; unmount it first: vmtree umount {path}", mount.source);
         return Err(refused(ErrorKind::Busy, why));
     }
     log::warn!("{path}: detaching the dead mount of {}", mount.source);
-    mounts::detach(&mount.id)
-        .map_err(|error| io_error(&format!("detach the dead mount at {path}"), error))?;
+    mounts::detach(&mark).map_err(|error| io_error(&format!("detach the dead mount at {path}"), error))?;
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process;
 
 use super::{Failure, tour};
-use crate::daemon::name_process;
+use crate::daemon::ends::End;
 use crate::guardian::keep::Log;
 use crate::mount::{self, Request};
 
@@ -17,7 +17,6 @@ pub fn run(mountpoint: Option<PathBuf>, once: bool) -> Result<(), Failure> {
         Some(mountpoint) => (mountpoint, false),
         None => (fresh_directory().map_err(|error| Failure::new(format!("demo: {error}")))?, true),
     };
-    name_process();
     let request = Request {
         source: "emu:".to_owned(),
         mountpoint: mountpoint.clone(),
@@ -32,10 +31,12 @@ pub fn run(mountpoint: Option<PathBuf>, once: bool) -> Result<(), Failure> {
     process::exit(0)
 }
 
-fn show(mountpoint: &Path, once: bool) -> io::Result<()> {
-    tour::run(mountpoint)?;
+fn show(mountpoint: &Path, once: bool) -> Result<(), End> {
+    if let Err(error) = tour::run(mountpoint) {
+        log::warn!("the tour: {error}");
+    }
     if once {
-        return Err(io::Error::other("the tour is over"));
+        return Err(End::Over);
     }
     println!("Look around from another terminal: cd {}", mountpoint.display());
     println!("README there tells of all the files. Ctrl-C here ends it.");

@@ -8,7 +8,7 @@ use super::{Failure, print};
 use crate::daemon::presence;
 use crate::drivers::DRIVERS;
 use crate::guardian::mounts::{self, Mount};
-use crate::{daemon, mount};
+use crate::mount;
 
 /// FUSE passthrough came with this version of Linux.
 const PASSTHROUGH: (u32, u32) = (6, 9);
@@ -17,10 +17,9 @@ const CAP_SYS_ADMIN: u32 = 21;
 
 /// Looks at the host, then asks each driver; fails if not even the built-in machine could be mounted.
 pub fn run() -> Result<(), Failure> {
+    let found = mount::check_device().map(|()| "/dev/fuse can be used".to_owned());
     let device =
-        check("mounting", mount::check_device().map(|()| "/dev/fuse can be used".to_owned()), |error| {
-            Missing::new(error.why().to_owned())
-        });
+        Check { what: "mounting".to_owned(), found: found.map_err(|error| Missing::new(error.why())) };
     let works = device.found.is_ok();
     let mut lines = line(None, &device);
     lines += &line(None, &passthrough());
@@ -34,10 +33,6 @@ pub fn run() -> Result<(), Failure> {
     }
     print(&lines)?;
     if works { Ok(()) } else { Err(Failure::new("nothing can be mounted on this host; the cure is above")) }
-}
-
-fn check<E>(what: &str, found: Result<String, E>, missing: impl FnOnce(E) -> Missing) -> Check {
-    Check { what: what.to_owned(), found: found.map_err(missing) }
 }
 
 fn line(driver: Option<&str>, check: &Check) -> String {
@@ -81,7 +76,7 @@ fn mounted() -> Vec<Check> {
 
 fn describe(mount: &Mount) -> Check {
     let path = mount.path.display();
-    let found = if presence::watch(&mount.id).is_none() && mounts::is_stale(mount) {
+    let found = if presence::watch(&mounts::mark(mount)).is_none() && mounts::is_stale(mount) {
         let missing = Missing::new(format!("the daemon of {} at {path} is gone", mount.source));
         Err(missing.cure(format!("vmtree umount {path}")))
     } else {

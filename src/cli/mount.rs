@@ -7,6 +7,7 @@ use super::{Failure, MountArgs};
 use crate::daemon::ends::End;
 use crate::daemon::{self, notify};
 use crate::guardian::keep::Log;
+use crate::guardian::mounts;
 use crate::mount::{self, Request};
 
 /// What mount(8) calls a failed mount.
@@ -19,14 +20,16 @@ pub fn background(args: &MountArgs) -> Result<(), Failure> {
     arguments.extend((0..args.verbose).map(|_| "-v".into()));
     arguments.push("--".into());
     arguments.push(args.source.clone().into());
-    arguments.push(args.mountpoint.clone().into());
+    // In full, so that ps(1) shows which mount a daemon serves; the daemon tells what is wrong with it.
+    let mountpoint = mounts::canonical(&args.mountpoint).unwrap_or_else(|_| args.mountpoint.clone());
+    arguments.push(mountpoint.into());
     daemon::start(&arguments).map_err(failed)
 }
 
 /// The daemon itself.
 pub fn serve(args: &MountArgs) -> Result<(), Failure> {
     daemon::leave_session();
-    match mount::serve(&request(args, Log::Nowhere), |_| daemon::report_ready()) {
+    match mount::serve(&request(args, Log::Nowhere), |_| daemon::report_ready().map_err(|_| End::Abandoned)) {
         Ok(_) => process::exit(0),
         Err(error) => {
             daemon::report_failure(&error.to_string());
@@ -41,10 +44,7 @@ pub fn foreground(args: &MountArgs) -> Result<(), Failure> {
         notify::ready();
         Ok(())
     };
-    let end = mount::serve(&request(args, Log::Stderr), ready).map_err(|error| failed(error.to_string()))?;
-    if let End::Gone(_) = &end {
-        eprintln!("vmtree: {end}");
-    }
+    mount::serve(&request(args, Log::Stderr), ready).map_err(|error| failed(error.to_string()))?;
     process::exit(0)
 }
 

@@ -23,7 +23,15 @@ const STEPS: &[Step] = &[
     step("Its physical memory, range by range.", "cat mem.map"),
     step("Its registers, taken at one instant.", "head -n 8 vcpu/0/regs/all"),
     step("It runs: the instruction pointer moves.", "cat vcpu/0/regs/rip; cat vcpu/0/regs/rip"),
-    step("Memory is a file. File offset = guest physical address.", "od -A x -t x1z -N 64 mem"),
+    step(
+        "Memory is a file, its offset the guest's physical address. At 0x201000 lies a greeting.",
+        "od -A x -t x1z -j 0x201000 -N 32 mem",
+    ),
+    step(
+        "Write another one. A process of the guest watches that place.",
+        r"printf 'files all the way down\0' | dd of=mem seek=$((0x201000)) oflag=seek_bytes conv=notrunc status=none",
+    ),
+    step("It noticed, and answered at 0x202000.", "sleep 0.3; od -A x -t x1z -j 0x202000 -N 32 mem"),
     step("Control is a file, too.", "echo pause > ctl; cat state"),
     step("Paused, it stands still.", "cat vcpu/0/regs/rip; cat vcpu/0/regs/rip"),
     step("And on it goes.", "echo resume > ctl; cat state"),

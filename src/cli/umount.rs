@@ -21,8 +21,9 @@ pub fn run(mountpoint: &Path) -> Result<(), Failure> {
         return Err(Failure::new(why));
     };
     // Before the detach, so that the daemon can't end in between unseen.
-    let daemon = presence::watch(&mount.id);
-    mounts::detach(&mount.id).map_err(|error| {
+    let mark = mounts::mark(&mount);
+    let daemon = presence::watch(&mark);
+    mounts::detach(&mark).map_err(|error| {
         Failure::new(format!("umount {shown}: {error}; unmount as the user who mounted it, or as root"))
     })?;
     if daemon.is_none_or(|daemon| daemon.wait_gone(PATIENCE)) {

@@ -5,14 +5,17 @@ use std::fs::File;
 use std::io;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use vmtree_api::Host;
 
-use crate::guardian::mounts::{self, MountId};
+use crate::guardian::mounts::{self, Mark};
+
+/// Signals often come in pairs: SIGTERM with SIGHUP, or one from the terminal and one from the shell.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// Why a mount ends.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -25,6 +28,8 @@ pub enum End {
     Unmounted,
     /// The caller did not wait for the mount.
     Abandoned,
+    /// What it was made for is done.
+    Over,
 }
 
 impl fmt::Display for End {
@@ -34,6 +39,7 @@ impl fmt::Display for End {
             Self::Gone(why) => write!(f, "the VM is gone: {why}"),
             Self::Unmounted => f.write_str("unmounted from outside"),
             Self::Abandoned => f.write_str("the caller went away before the mount answered"),
+            Self::Over => f.write_str("done"),
         }
     }
 }
@@ -97,11 +103,11 @@ impl Ends {
     ///
     /// # Errors
     /// No thread could be made, or /proc is not there.
-    pub fn watch_mount(&self, id: MountId) -> io::Result<()> {
+    pub fn watch_mount(&self, mark: Mark) -> io::Result<()> {
         let table = File::open(mounts::TABLE)?;
         let sender = self.sender.clone();
         thread::Builder::new().name("mounts".to_owned()).spawn(move || {
-            while !matches!(mounts::find(&id), Ok(None)) {
+            while !matches!(mounts::is_there(&mark), Ok(false)) {
                 // The kernel reports each change of the table as an exceptional condition (proc(5)).
                 let mut fds = [PollFd::new(&table, PollFlags::PRI)];
                 if rustix::event::poll(&mut fds, None).is_err() {
@@ -120,8 +126,8 @@ impl Ends {
         self.receiver.recv().unwrap_or(End::Unmounted)
     }
 
-    /// Waits at most `limit` until `work` is done on a thread of its own, or less if a further signal comes.
-    /// Returns whether it was done.
+    /// Waits at most `limit` until `work` is done on a thread of its own, or less if a further signal shows
+    /// impatience: one that comes [`GRACE`] after the first. Returns whether it was done.
     pub fn finish(&self, limit: Duration, work: impl FnOnce() + Send + 'static) -> bool {
         let (sender, done) = mpsc::channel();
         let spawned = thread::Builder::new().name("release".to_owned()).spawn(move || {
@@ -131,14 +137,15 @@ impl Ends {
         if spawned.is_err() {
             return false;
         }
-        let deadline = std::time::Instant::now() + limit;
-        while std::time::Instant::now() < deadline {
+        let start = Instant::now();
+        while start.elapsed() < limit {
             match done.recv_timeout(Duration::from_millis(20)) {
                 Ok(()) => return true,
                 Err(mpsc::RecvTimeoutError::Disconnected) => return false,
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
             }
-            if self.receiver.try_iter().any(|end| matches!(end, End::Signal(_))) {
+            let impatient = self.receiver.try_iter().any(|end| matches!(end, End::Signal(_)));
+            if impatient && start.elapsed() > GRACE {
                 return false;
             }
         }
@@ -161,7 +168,7 @@ mod tests {
     #[test]
     fn a_mount_that_is_not_there_has_ended() {
         let ends = Ends::default();
-        ends.watch_mount(MountId { id: u32::MAX, device: "0:0".to_owned() }).unwrap();
+        ends.watch_mount(mounts::nowhere()).unwrap();
         assert_eq!(ends.wait(), End::Unmounted);
     }
 
@@ -171,7 +178,14 @@ mod tests {
         let hang = || thread::sleep(Duration::from_secs(60));
         assert!(ends.finish(Duration::from_secs(10), || {}));
         assert!(!ends.finish(Duration::from_millis(40), hang));
-        ends.sender().send(End::Signal(15)).unwrap();
+        let sender = ends.sender();
+        sender.send(End::Signal(15)).unwrap();
+        thread::spawn(move || {
+            thread::sleep(GRACE + Duration::from_millis(100));
+            sender.send(End::Signal(15)).unwrap();
+        });
+        let start = Instant::now();
         assert!(!ends.finish(Duration::from_secs(30), hang));
+        assert!(start.elapsed() > GRACE && start.elapsed() < Duration::from_secs(20));
     }
 }

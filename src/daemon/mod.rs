@@ -7,6 +7,7 @@ pub mod presence;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -18,7 +19,7 @@ const READY: u8 = 0;
 /// # Errors
 /// Why the mount failed, in the child's words.
 pub fn start(arguments: &[std::ffi::OsString]) -> Result<(), String> {
-    let mut command = Command::new("/proc/self/exe");
+    let mut command = this_program();
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped());
     let mut child = command.spawn().map_err(|error| format!("start the daemon: {error}"))?;
     let mut said = Vec::new();
@@ -32,6 +33,13 @@ pub fn start(arguments: &[std::ffi::OsString]) -> Result<(), String> {
     let status = child.wait().map_or_else(|error| error.to_string(), |status| status.to_string());
     let said = String::from_utf8_lossy(&said).trim().to_owned();
     Err(if said.is_empty() { format!("the daemon died before its mount answered ({status})") } else { said })
+}
+
+/// This very executable, also where its file has been replaced meanwhile.
+pub(crate) fn this_program() -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("vmtree");
+    command
 }
 
 fn read_until_ready(pipe: &mut impl Read, said: &mut Vec<u8>) -> io::Result<()> {

@@ -6,7 +6,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::time::Duration;
 
-use crate::guardian::mounts::MountId;
+use crate::guardian::mounts::Mark;
 
 /// The sign that a daemon is there; for as long as it is held.
 #[derive(Debug)]
@@ -16,22 +16,22 @@ pub struct Presence(#[allow(dead_code, reason = "held, never used")] UnixListene
 #[derive(Debug)]
 pub struct Watched(UnixStream);
 
-fn address(id: &MountId) -> io::Result<SocketAddr> {
-    SocketAddr::from_abstract_name(format!("vmtree-mount-{id}"))
+fn address(mark: &Mark) -> io::Result<SocketAddr> {
+    SocketAddr::from_abstract_name(format!("vmtree-mount-{mark}"))
 }
 
 /// Shows that this process serves the mount.
 ///
 /// # Errors
 /// Another process has taken the name.
-pub fn show(id: &MountId) -> io::Result<Presence> {
-    UnixListener::bind_addr(&address(id)?).map(Presence)
+pub fn show(mark: &Mark) -> io::Result<Presence> {
+    UnixListener::bind_addr(&address(mark)?).map(Presence)
 }
 
 /// The daemon of the mount; `None` if it is gone, or lives in another network namespace.
 #[must_use]
-pub fn watch(id: &MountId) -> Option<Watched> {
-    UnixStream::connect_addr(&address(id).ok()?).ok().map(Watched)
+pub fn watch(mark: &Mark) -> Option<Watched> {
+    UnixStream::connect_addr(&address(mark).ok()?).ok().map(Watched)
 }
 
 impl Watched {
@@ -41,10 +41,10 @@ impl Watched {
         if self.0.set_read_timeout(Some(limit)).is_err() {
             return false;
         }
-        match self.0.read(&mut [0]) {
-            Ok(_) => true,
-            Err(error) => !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut),
-        }
+        // Either end closes it or the time is over; nothing is ever sent.
+        let result = self.0.read_exact(&mut [0]);
+        !result
+            .is_err_and(|error| matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut))
     }
 }
 
@@ -54,13 +54,13 @@ mod tests {
 
     #[test]
     fn a_daemon_is_seen_while_it_lives() {
-        let id = MountId { id: u32::MAX - 1, device: format!("0:{}", std::process::id()) };
-        assert!(watch(&id).is_none());
-        let presence = show(&id).unwrap();
-        assert!(!watch(&id).unwrap().wait_gone(Duration::from_millis(20)));
-        let watched = watch(&id).unwrap();
+        let mark = crate::guardian::mounts::nowhere();
+        assert!(watch(&mark).is_none());
+        let presence = show(&mark).unwrap();
+        assert!(!watch(&mark).unwrap().wait_gone(Duration::from_millis(20)));
+        let watched = watch(&mark).unwrap();
         drop(presence);
         assert!(watched.wait_gone(Duration::from_secs(5)));
-        assert!(watch(&id).is_none());
+        assert!(watch(&mark).is_none());
     }
 }

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::MemfdFlags;
 
-use super::mounts::MountId;
+use super::mounts::{Mark, MountId};
 
 const MAGIC: [u8; 8] = *b"vmtreeJ\x01";
 /// Room for an entry: two paths of PATH_MAX (4096) bytes and a little.
@@ -105,8 +105,11 @@ impl Journal {
     ///
     /// # Errors
     /// As [`Journal::mounting`].
-    pub fn mounted(&self, id: &MountId) -> io::Result<()> {
-        self.write(Slot::Mounted, format!("{} {}", id.id, id.device).as_bytes())?;
+    pub fn mounted(&self, mark: &Mark) -> io::Result<()> {
+        // 0 is never given as an id (statx(2)).
+        let Mark { id, unique, path } = mark;
+        let numbers = format!("{} {} {} ", id.id, id.device, unique.unwrap_or(0));
+        self.write(Slot::Mounted, &[numbers.as_bytes(), path.as_os_str().as_bytes()].concat())?;
         self.clear(Slot::Mounting)
     }
 
@@ -149,14 +152,9 @@ impl Journal {
     ///
     /// # Errors
     /// The journal could not be read.
-    pub fn read_mounted(&self) -> io::Result<Option<MountId>> {
+    pub fn read_mounted(&self) -> io::Result<Option<Mark>> {
         let Some(payload) = self.read(Slot::Mounted)? else { return Ok(None) };
-        let text = String::from_utf8_lossy(&payload);
-        let entry = text.split_once(' ').and_then(|(id, device)| {
-            let id = id.parse().ok()?;
-            Some(MountId { id, device: device.to_owned() })
-        });
-        entry.map(Some).ok_or_else(|| io::Error::other("a spoilt entry in the undo journal"))
+        parse_mark(&payload).map(Some).ok_or_else(|| io::Error::other("a spoilt entry in the undo journal"))
     }
 
     /// The pause that is ours.
@@ -208,6 +206,15 @@ impl Journal {
     }
 }
 
+fn parse_mark(payload: &[u8]) -> Option<Mark> {
+    let mut parts = payload.splitn(4, |&byte| byte == b' ');
+    let mut number = || std::str::from_utf8(parts.next()?).ok();
+    let id = number()?.parse().ok()?;
+    let device = number()?.to_owned();
+    let unique = number()?.parse().ok().filter(|&unique| unique != 0);
+    Some(Mark { id: MountId { id, device }, unique, path: into_path(parts.next()?.to_vec()) })
+}
+
 fn into_path(bytes: Vec<u8>) -> PathBuf {
     PathBuf::from(std::ffi::OsString::from_vec(bytes))
 }
@@ -223,9 +230,11 @@ mod tests {
         assert_eq!(reader.read_mounting().unwrap(), None);
         journal.mounting(Path::new("/mnt/a b")).unwrap();
         assert_eq!(reader.read_mounting().unwrap().as_deref(), Some(Path::new("/mnt/a b")));
-        let id = MountId { id: 7, device: "0:42".to_owned() };
-        journal.mounted(&id).unwrap();
-        assert_eq!((reader.read_mounting().unwrap(), reader.read_mounted().unwrap()), (None, Some(id)));
+        let mark = super::super::mounts::nowhere();
+        for mark in [Mark { unique: Some(9), ..mark.clone() }, mark] {
+            journal.mounted(&mark).unwrap();
+            assert_eq!((reader.read_mounting().unwrap(), reader.read_mounted().unwrap()), (None, Some(mark)));
+        }
         journal.unmounted().unwrap();
         assert_eq!(reader.read_mounted().unwrap(), None);
     }

@@ -1,7 +1,7 @@
 //! The daemon's side: it keeps two guardians, and starts a new one for each that dies.
 
 use std::io::{self, PipeReader, PipeWriter};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::journal::Journal;
+use crate::daemon;
 
 /// Two, so that killing the daemon and one guardian at once leaves one.
 const GUARDIANS: usize = 2;
@@ -82,7 +83,7 @@ impl Guardians {
 
 impl Kit {
     fn spawn(&self) -> io::Result<Child> {
-        let mut command = Command::new("/proc/self/exe");
+        let mut command = daemon::this_program();
         command.arg("guardian").stdin(self.pipe.try_clone()?).stdout(self.journal.share()?);
         command.stderr(match self.log {
             Log::Stderr => Stdio::inherit(),

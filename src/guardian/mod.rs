@@ -56,11 +56,11 @@ fn wait_for_end() {
 /// The journal could not be read. What can't be undone is logged.
 pub fn undo(journal: &Journal, wait: bool) -> io::Result<()> {
     let Some(_lock) = journal.lock(wait)? else { return Ok(()) };
-    if let Some(id) = journal.read_mounted()? {
-        match mounts::detach(&id) {
-            Ok(true) => log::info!("detached mount {id}"),
+    if let Some(mark) = journal.read_mounted()? {
+        match mounts::detach(&mark) {
+            Ok(true) => log::info!("{}: detached", mark.path.display()),
             Ok(false) => {}
-            Err(error) => log::error!("detach mount {id}: {error}"),
+            Err(error) => log::error!("detach {}: {error}", mark.path.display()),
         }
     }
     if let Some(path) = journal.read_mounting()? {
@@ -79,7 +79,7 @@ fn undo_unfinished(path: &Path) {
     if !mounts::is_stale(&mount) {
         return;
     }
-    if let Err(error) = mounts::detach(&mount.id) {
+    if let Err(error) = mounts::detach(&mounts::mark(&mount)) {
         log::error!("detach {}: {error}", path.display());
     }
 }
@@ -102,11 +102,33 @@ mod tests {
     fn undoing_an_empty_journal_or_a_mount_that_is_gone_is_no_error() {
         let journal = Journal::create().unwrap();
         undo(&journal, true).unwrap();
-        let id = mounts::MountId { id: u32::MAX, device: "0:0".to_owned() };
-        journal.mounted(&id).unwrap();
+        journal.mounted(&mounts::nowhere()).unwrap();
         journal.mounting(Path::new("/nowhere")).unwrap();
         undo(&journal, true).unwrap();
         assert_eq!(journal.read_mounted().unwrap(), None);
+        assert_eq!(journal.read_mounting().unwrap(), None);
+    }
+
+    #[test]
+    fn a_pause_is_undone_once_even_where_its_driver_is_unknown_or_its_directory_gone() {
+        let journal = Journal::create().unwrap();
+        for source in ["emu:", "vmware:x", ""] {
+            let directory = "/nowhere/at/all".into();
+            journal.paused(&Paused { source: source.to_owned(), directory }).unwrap();
+            undo(&journal, true).unwrap();
+            assert_eq!(journal.read_paused().unwrap(), None);
+        }
+    }
+
+    #[test]
+    fn what_another_process_is_undoing_is_left_to_it() {
+        let journal = Journal::create().unwrap();
+        journal.mounting(Path::new("/nowhere")).unwrap();
+        let other = journal.lock(true).unwrap();
+        undo(&journal, false).unwrap();
+        assert!(journal.read_mounting().unwrap().is_some());
+        drop(other);
+        undo(&journal, false).unwrap();
         assert_eq!(journal.read_mounting().unwrap(), None);
     }
 }

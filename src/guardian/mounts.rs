@@ -4,12 +4,12 @@ use std::ffi::OsString;
 use std::fmt;
 use std::fs;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
@@ -19,8 +19,8 @@ pub const FSTYPE: &str = "fuse.vmtree";
 /// Where the kernel shows this process its mounts (proc(5), /proc/PID/mountinfo).
 pub const TABLE: &str = "/proc/self/mountinfo";
 
-/// A mount for as long as it lives: its id and its device number. The kernel gives an id to another mount only
-/// after this one is gone.
+/// A mount for as long as it lives: its id and its device number. Once it is gone, the kernel gives both to the
+/// next mount.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct MountId {
     /// The mount id.
@@ -46,6 +46,33 @@ pub struct Mount {
     pub source: String,
 }
 
+/// What tells a mount from every other, also from those that come after it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Mark {
+    /// Which.
+    pub id: MountId,
+    /// An id that is never given again; `None` before Linux 6.8.
+    pub unique: Option<u64>,
+    /// Where it was made.
+    pub path: PathBuf,
+}
+
+impl fmt::Display for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.unique {
+            Some(unique) => write!(f, "{unique}"),
+            None => self.id.fmt(f),
+        }
+    }
+}
+
+/// Marks a mount that is there now.
+#[must_use]
+pub fn mark(mount: &Mount) -> Mark {
+    let unique = handle(&mount.path).ok().and_then(|top| unique_id(&top));
+    Mark { id: mount.id.clone(), unique, path: mount.path.clone() }
+}
+
 /// All vmtree mounts that this process can see, in the kernel's order.
 ///
 /// # Errors
@@ -63,12 +90,12 @@ pub fn at(path: &Path) -> io::Result<Option<Mount>> {
     Ok(ours()?.into_iter().rfind(|mount| mount.path == path))
 }
 
-/// The mount with this id, wherever it now is.
+/// Whether the marked mount is still in the table; asks nothing but the table.
 ///
 /// # Errors
 /// As [`ours`].
-pub fn find(id: &MountId) -> io::Result<Option<Mount>> {
-    Ok(ours()?.into_iter().find(|mount| mount.id == *id))
+pub fn is_there(mark: &Mark) -> io::Result<bool> {
+    Ok(ours()?.into_iter().any(|mount| mount.id == mark.id && mount.path == mark.path))
 }
 
 /// A line of mountinfo; `None` for what is not ours.
@@ -127,30 +154,38 @@ pub fn is_stale(mount: &Mount) -> bool {
 ///
 /// # Errors
 /// The right is missing, or another file system is mounted over it.
-pub fn detach(id: &MountId) -> io::Result<bool> {
-    let Some(mount) = find(id)? else { return Ok(false) };
+pub fn detach(mark: &Mark) -> io::Result<bool> {
+    if !is_there(mark)? {
+        return Ok(false);
+    }
     // Held by a handle, so that nothing mounted there meanwhile is hit.
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let top = match rustix::fs::open(&mount.path, flags, Mode::empty()) {
-        Ok(top) => top,
-        // Without allow_other not even root may be let in by a helper's mount; it goes by path then.
-        Err(Errno::ACCESS | Errno::PERM) => return by_helper(&mount.path).map(|()| true),
-        Err(error) => return Err(error.into()),
-    };
-    let raw = top.as_raw_fd();
-    if mount_id_of(raw)? != id.id {
-        let why = format!("another file system is mounted over {}", mount.path.display());
+    let top = handle(&mark.path)?;
+    if mount_id_of(top.as_raw_fd())? != mark.id.id {
+        let why = format!("another file system is mounted over {}", mark.path.display());
         return Err(io::Error::other(why));
     }
-    match rustix::mount::unmount(format!("/proc/self/fd/{raw}"), UnmountFlags::DETACH) {
+    if mark.unique.is_some() && unique_id(&top) != mark.unique {
+        return Ok(false);
+    }
+    match rustix::mount::unmount(format!("/proc/self/fd/{}", top.as_raw_fd()), UnmountFlags::DETACH) {
         Ok(()) => Ok(true),
-        Err(Errno::PERM) => {
-            // The handle itself keeps fusermount3 from nothing: it detaches lazily.
-            drop(top);
-            by_helper(&mount.path).map(|()| true)
-        }
+        Err(Errno::PERM) => by_helper(&mark.path).map(|()| true),
         Err(error) => Err(error.into()),
     }
+}
+
+/// A handle on the top of what is mounted at `path`, which asks the file system itself nothing.
+fn handle(path: &Path) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// The id that the kernel never gives twice.
+fn unique_id(handle: &OwnedFd) -> Option<u64> {
+    // STATX_MNT_ID_UNIQUE (statx(2), Linux 6.8), which rustix does not name.
+    let wanted = StatxFlags::from_bits_retain(0x4000);
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let found = rustix::fs::statx(handle, "", flags, wanted).ok()?;
+    (found.stx_mask & wanted.bits() != 0).then_some(found.stx_mnt_id)
 }
 
 fn mount_id_of(fd: i32) -> io::Result<u32> {
@@ -190,6 +225,13 @@ pub fn canonical(path: &Path) -> io::Result<PathBuf> {
     plain.canonicalize()
 }
 
+/// A mark of no mount.
+#[cfg(test)]
+pub(crate) fn nowhere() -> Mark {
+    let id = MountId { id: u32::MAX, device: format!("0:{}", std::process::id()) };
+    Mark { id, unique: None, path: PathBuf::from("/no where") }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -214,8 +256,13 @@ mod tests {
 
     #[test]
     fn detaching_what_is_not_there_changes_nothing() {
-        let nowhere = MountId { id: u32::MAX, device: "0:0".to_owned() };
-        assert!(!detach(&nowhere).unwrap());
+        assert!(!detach(&nowhere()).unwrap());
+    }
+
+    #[test]
+    fn the_root_has_an_unique_id_that_stays() {
+        let root = handle(Path::new("/")).unwrap();
+        assert_eq!(unique_id(&root), unique_id(&handle(Path::new("/")).unwrap()));
     }
 
     proptest! {

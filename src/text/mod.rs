@@ -55,10 +55,11 @@ fn number_of(op: &'static str, what: &str, text: &str, bits: u32) -> Result<u64>
     number::parse_bits(text, bits).map_err(|error| explain(op, what, text, &error))
 }
 
-/// The error of a number as ours: the same kind and words, with `what` it was meant for and `text` cut short.
+/// The error of a number as ours: the same kind and words, but for `what`, and with `text` shown as [`quoted`] does.
 fn explain(op: &'static str, what: &str, text: &str, error: &Error) -> Error {
-    let why = error.why().replacen(&format!("'{text}'"), &quoted(text), 1);
-    Error::new(error.kind(), op, format!("{what}: {why}"))
+    // A number's error is the input in quotes, then fixed words without quotes.
+    let words = error.why().rsplit_once('\'').map_or(error.why(), |(_, words)| words);
+    Error::new(error.kind(), op, format!("{what}: {}{words}", quoted(text)))
 }
 
 fn invalid(op: &'static str, why: String) -> Error {

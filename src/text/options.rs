@@ -296,6 +296,12 @@ mod tests {
         assert!(one_error("x").why().contains("reply_timeout=SECONDS"));
     }
 
+    #[test]
+    fn a_dirty_size_is_told_clean() {
+        let error = one_error("cache=a\0'\nm");
+        assert_eq!(error.why(), "cache: 'a\\0'\\nm' is no number: write 0x2a, 42 or 0b101010");
+    }
+
     fn one_error(list: &str) -> Error {
         parse([list]).unwrap_err()
     }

@@ -12,6 +12,8 @@ mod ram;
 mod registers;
 mod start;
 mod sys;
+#[cfg(test)]
+mod tests;
 mod turns;
 
 use std::sync::Arc;

@@ -39,7 +39,8 @@ pub struct State {
 }
 
 /// Why the vCPUs stopped running for a moment.
-enum Went {
+#[derive(Debug)]
+pub(crate) enum Went {
     /// Someone wants in.
     Called,
     /// All of them wait for an interrupt.
@@ -49,6 +50,21 @@ enum Went {
 }
 
 impl State {
+    /// A machine at time 0 that nobody has paused.
+    pub fn new(vcpus: Vec<Vcpu>, ram: Arc<Ram>, seed: u64) -> Self {
+        Self {
+            world: World::new(ram, vcpus.len() as u32),
+            vcpus,
+            turns: Turns::new(seed),
+            pauses: 0,
+            epoch: 0,
+            ended: None,
+            stop: false,
+            served: 0,
+            sleep_until: None,
+        }
+    }
+
     /// Does one step of a vCPU, and lets its time pass.
     pub fn step(&mut self, index: usize) -> Stepped {
         let Some(vcpu) = self.vcpus.get_mut(index) else { return Stepped::Dead };
@@ -61,7 +77,7 @@ impl State {
 
     /// Runs the vCPUs in turn until someone wants in or there is nothing to run. What is run does not depend on
     /// when someone wants in: that is looked at only after a step.
-    fn go(&mut self, arrived: &AtomicU64) -> Went {
+    pub(crate) fn go(&mut self, arrived: &AtomicU64) -> Went {
         let mut idle = 0;
         let mut done = 0;
         loop {
@@ -182,20 +198,9 @@ impl Visit<'_> {
 }
 
 impl Machine {
-    /// A machine that does not run yet; paused, if wanted.
+    /// A machine that does not run yet.
     pub fn new(vcpus: Vec<Vcpu>, ram: Arc<Ram>, seed: u64, host: Arc<dyn Host>) -> Self {
-        let world = World::new(ram, vcpus.len() as u32);
-        let state = State {
-            vcpus,
-            world,
-            turns: Turns::new(seed),
-            pauses: 0,
-            epoch: 0,
-            ended: None,
-            stop: false,
-            served: 0,
-            sleep_until: None,
-        };
+        let state = State::new(vcpus, ram, seed);
         Self {
             state: Mutex::new(state),
             arrived: AtomicU64::new(0),

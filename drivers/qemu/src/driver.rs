@@ -77,7 +77,7 @@ fn accelerator(qmp: &Qmp) -> Result<Option<&'static str>> {
         return Ok(Some("kvm"));
     }
     // Only TCG has a translator to tell of.
-    Ok(qmp.human("info jit")?.starts_with("Translation").then_some("tcg"))
+    Ok(qmp.human("info jit")?.contains("Translation buffer").then_some("tcg"))
 }
 
 impl Driver for Qemu {

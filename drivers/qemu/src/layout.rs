@@ -98,7 +98,9 @@ fn place(qmp: &Qmp, ranges: &[Range]) -> Result<Option<Layout>> {
                 return Ok(None);
             };
             let needed = range.offset.saturating_add(end - range.start);
-            let index = container(&mut layout.containers, &blocks, &range.name, base, needed);
+            let Some(index) = container(&mut layout.containers, &blocks, &range.name, base, needed) else {
+                return Ok(None);
+            };
             at = Some((index, range.offset));
         }
         layout.pieces.push(Piece { start: range.start, end, kind, at });
@@ -106,18 +108,29 @@ fn place(qmp: &Qmp, ranges: &[Range]) -> Result<Option<Layout>> {
     Ok(Some(layout))
 }
 
-/// The index of the container of that name and base, made if it is new. Two devices may have ROMs of one name.
-fn container(all: &mut Vec<Container>, blocks: &[RamBlock], name: &str, base: u64, needed: u64) -> usize {
-    if let Some(index) = all.iter().position(|known| known.base == base && known.name == name) {
-        if let Some(known) = all.get_mut(index) {
-            known.bytes = known.bytes.max(needed);
-        }
-        return index;
+/// The index of the container of that name and base, made if it is new; `None` if the blocks say that it lies
+/// elsewhere. Two devices may have ROMs of one name.
+fn container(
+    all: &mut Vec<Container>,
+    blocks: &[RamBlock],
+    name: &str,
+    base: u64,
+    needed: u64,
+) -> Option<usize> {
+    let named: Vec<&RamBlock> = blocks.iter().filter(|block| block.is_of(name)).collect();
+    let here: Vec<&RamBlock> =
+        named.iter().copied().filter(|block| block.hva.is_none_or(|hva| hva == base)).collect();
+    if here.is_empty() && !named.is_empty() {
+        return None;
     }
-    let used = blocks.iter().filter(|block| block.is_of(name)).map(|block| block.used);
-    let bytes = used.filter(|used| *used >= needed).min().unwrap_or(needed);
-    all.push(Container { name: name.to_owned(), base, bytes });
-    all.len() - 1
+    let used = here.iter().map(|block| block.used).filter(|used| *used >= needed).min().unwrap_or(needed);
+    if let Some(index) = all.iter().position(|known| known.base == base && known.name == name) {
+        let known = all.get_mut(index)?;
+        known.bytes = known.bytes.max(used);
+        return Some(index);
+    }
+    all.push(Container { name: name.to_owned(), base, bytes: used });
+    Some(all.len() - 1)
 }
 
 /// What tells guest RAM from the RAM of devices, such as a graphics card's or ivshmem's, which lies where the guest
@@ -176,7 +189,7 @@ mod tests {
         };
         let ids =
             ["m0", "pc.ram", "0000:00:02.0/iv", "0000:00:03.0/vm1", "0000:00:01.0/vga.vram", "/objects/lib"];
-        let blocks = ids.map(|id| RamBlock { id: id.to_owned(), used: 1 });
+        let blocks = ids.map(|id| RamBlock { id: id.to_owned(), used: 1, hva: None });
         for name in ["m0", "pc.ram", "vm1", "/objects/lib"] {
             assert!(ram.holds(name, &blocks), "{name}");
         }
@@ -187,11 +200,13 @@ mod tests {
 
     #[test]
     fn containers_of_one_name_and_two_bases_are_two() {
-        let blocks = [RamBlock { id: "0000:00:02.0/rom".to_owned(), used: 0x2000 }];
+        let block = |hva| RamBlock { id: "0000:00:02.0/rom".to_owned(), used: 0x2000, hva };
         let mut all = Vec::new();
-        assert_eq!(container(&mut all, &blocks, "rom", 0x1000, 0x1000), 0);
-        assert_eq!(container(&mut all, &blocks, "rom", 0x1000, 0x2000), 0);
-        assert_eq!(container(&mut all, &blocks, "rom", 0x9000, 0x3000), 1);
+        let mut add = |hva, base, needed| container(&mut all, &[block(hva)], "rom", base, needed);
+        assert_eq!(add(None, 0x1000, 0x1000), Some(0));
+        assert_eq!(add(Some(0x1000), 0x1000, 0x2000), Some(0));
+        assert_eq!(add(None, 0x9000, 0x3000), Some(1));
+        assert_eq!(add(Some(0x1000), 0x5000, 0x1000), None, "the two answers differ");
         assert_eq!(all.iter().map(|container| container.bytes).collect::<Vec<_>>(), [0x2000, 0x3000]);
     }
 }

@@ -205,7 +205,7 @@ fn each_numa_node_has_its_own_backend() {
         "-name",
         "guest=two,debug-threads=on", //
         "-object",
-        "memory-backend-memfd,id=node0,size=512M,share=on",
+        "memory-backend-memfd,id=node0,size=512M,share=on,x-use-canonical-path-for-ramblock-id=on",
         "-numa",
         "node,memdev=node0", //
         "-object",
@@ -306,4 +306,35 @@ fn a_file_that_is_cut_short_is_an_error_and_no_signal() {
     // EFAULT
     assert_eq!(sent.unwrap().unwrap_err().raw_os_error(), Some(14));
     assert_eq!(bytes(memory, places[0], 65536), pattern(0));
+}
+
+#[test]
+fn memory_devices_of_each_kind_are_ram() {
+    if !lab::have_qemu() {
+        return;
+    }
+    let devices = [
+        ("memory-backend-memfd,id=nv,size=128M,share=on", "nvdimm,memdev=nv,label-size=128K"),
+        ("memory-backend-memfd,id=pm,size=128M,share=on", "virtio-pmem-pci,memdev=pm"),
+        (
+            "memory-backend-memfd,id=vm,size=256M,share=on,reserve=off",
+            "virtio-mem-pci,memdev=vm,requested-size=128M",
+        ),
+    ];
+    let mut args = vec!["-machine", "q35,nvdimm=on", "-m", "512M,slots=4,maxmem=8G"];
+    for (object, device) in devices {
+        args.extend(["-object", object, "-device", device]);
+    }
+    let mut vm = booted(&args);
+    let driver = open(&vm);
+    let memory = driver.memory();
+    assert_eq!(memory.blocks().iter().map(|block| &*block.name).collect::<Vec<_>>(), ["nv", "pm", "vm"]);
+    for block in ["nv", "pm", "vm"] {
+        let map = memory.map();
+        let of = |region: &&vmtree_api::Region| region.block.as_ref().is_some_and(|at| &*at.name == block);
+        let region = map.regions().iter().find(of).unwrap_or_else(|| panic!("{block}: {map:?}"));
+        assert_eq!(region.kind, RegionKind::Ram, "{block}");
+        memory.write(region.start, b"plugged!").unwrap();
+        assert_eq!(vm.xp(region.start.0), u64::from_le_bytes(*b"plugged!"), "{block}");
+    }
 }

@@ -25,6 +25,18 @@ pub trait Bytes {
     fn write(&self, gpa: u64, data: &[u8]) -> io::Result<()>;
 }
 
+/// A file whose offsets are gpas: a mount's `mem`, or the file behind QEMU's RAM below the hole.
+#[cfg(unix)]
+impl Bytes for std::fs::File {
+    fn read(&self, gpa: u64, buf: &mut [u8]) -> io::Result<()> {
+        std::os::unix::fs::FileExt::read_exact_at(self, buf, gpa)
+    }
+
+    fn write(&self, gpa: u64, data: &[u8]) -> io::Result<()> {
+        std::os::unix::fs::FileExt::write_all_at(self, data, gpa)
+    }
+}
+
 /// Why the guest gave no answer.
 #[derive(Debug)]
 pub enum Error {

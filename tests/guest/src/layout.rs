@@ -306,6 +306,6 @@ pub mod apic {
     pub const CURRENT: u64 = BASE + 0x390;
     /// The timer's divider.
     pub const DIVIDE: u64 = BASE + 0x3e0;
-    /// The count of 10 ms with the divider at 16, where the timer's clock is 1 GHz (QEMU, KVM, the built-in machine).
+    /// The count of 10 ms with the divider at 16, where the timer's clock is 1 GHz (QEMU, KVM).
     pub const TICK: u32 = 625_000;
 }

@@ -93,6 +93,8 @@ pub mod header {
     pub const IPI_VECTOR: u64 = 0xc8;
     /// The vector of [`super::Op::SoftInterrupt`].
     pub const SOFT_VECTOR: u64 = 0xd0;
+    /// The count of the local APIC's timer (divided by 16) between two ticks.
+    pub const TICK_COUNT: u64 = 0xd8;
 }
 
 /// The values of [`header::STATE`].
@@ -295,7 +297,7 @@ words! {
         Exec = 19, "exec";
         /// `[n, gva, value, len]`: rep stosb of len bytes in ring 0.
         Fill = 20, "fill";
-        /// `[n, to, from, len]`: copies len bytes, 16 at a time by movups and the rest by rep movsb, in ring 0.
+        /// `[n, to, from, len]`: copies len bytes, 16 at a time by SSE moves and the rest by rep movsb, in ring 0.
         Copy = 21, "copy";
         /// `[n, gva]`: invlpg.
         Invlpg = 22, "invlpg";

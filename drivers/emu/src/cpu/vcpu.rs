@@ -2,7 +2,7 @@
 
 use iced_x86::{Instruction, OpKind, Register};
 
-use super::bits::{RFLAGS_IF, RFLAGS_IOPL};
+use super::bits::RFLAGS_IOPL;
 use super::fetch::Decoded;
 use super::linear::Linear;
 use super::mmu::{Mode, Tlb};
@@ -73,13 +73,6 @@ impl Vcpu {
     #[must_use]
     pub fn tsc(&self, world: &World) -> u64 {
         world.now().wrapping_add(self.tsc_offset)
-    }
-
-    /// Whether an event waits that it would take now.
-    #[must_use]
-    pub fn interruptible(&self, world: &World) -> bool {
-        let Some(apic) = world.apics.get(self.id) else { return false };
-        apic.nmi && !self.nmi_blocked || apic.ready().is_some() && self.cpu.regs.rflags & RFLAGS_IF != 0
     }
 }
 

@@ -20,8 +20,9 @@ impl std::fmt::Display for Form {
     }
 }
 
+/// All that move neither RSP nor RIP; those are in `sequences.rs`.
 #[rustfmt::skip]
-fn mnemonics() -> Vec<Mnemonic> {
+pub fn mnemonics() -> Vec<Mnemonic> {
     use Mnemonic::*;
     vec![
         Mov, Movzx, Movsx, Movsxd, Movnti, Lea, Xchg, Bswap, Cbw, Cwde, Cdqe, Cwd, Cdq, Cqo, Lahf, Sahf, Xlatb,
@@ -59,8 +60,11 @@ pub fn all(layout: Layout) -> Vec<Form> {
     let mut forms = Vec::new();
     for code in Code::values().filter(|code| mnemonics.contains(&code.mnemonic())) {
         let info = code.op_code();
-        // A 16-bit BSWAP is undefined.
-        if info.encoding() != EncodingKind::Legacy || !info.mode64() || code == Code::Bswap_r16 {
+        // A 16-bit BSWAP is undefined; the floating-point CMPSD only shares its name with the string instruction.
+        if info.encoding() != EncodingKind::Legacy
+            || !info.mode64()
+            || matches!(code, Code::Bswap_r16 | Code::Cmpsd_xmm_xmmm64_imm8)
+        {
             continue;
         }
         for variant in 0..7 {
@@ -159,6 +163,10 @@ fn operand(ins: &mut Instruction, op: u32, kind: Kind, random: &mut Random) -> O
 fn implied(ins: &mut Instruction, op: u32, kind: Kind, random: &mut Random) -> Option<()> {
     let narrow = random.below(3) == 0;
     let (kind, value) = match kind {
+        // Beyond 16, a 16-bit double shift is undefined.
+        Kind::imm8 if matches!(ins.code(), Code::Shld_rm16_r16_imm8 | Code::Shrd_rm16_r16_imm8) => {
+            (OpKind::Immediate8, random.below(17))
+        }
         Kind::imm8 => (OpKind::Immediate8, random.operand() & 0xff),
         Kind::imm8_const_1 => (OpKind::Immediate8, 1),
         Kind::imm8sex16 => (OpKind::Immediate8to16, random.operand() as i8 as u64),

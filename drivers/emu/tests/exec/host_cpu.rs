@@ -16,6 +16,7 @@ const SETS: u64 = 400;
 
 const CF: u64 = 1;
 const AF: u64 = 1 << 4;
+const ZF: u64 = 1 << 6;
 const OF: u64 = 1 << 11;
 
 /// What differs after the bytes ran on both, and on what they ran.
@@ -23,6 +24,8 @@ struct Trial<'a> {
     cpu: &'a Cpu,
     bytes: &'a [u8],
     flags: u64,
+    /// A register that is undefined if ZF comes out set.
+    undefined_at_zero: Option<usize>,
 }
 
 impl Trial<'_> {
@@ -54,7 +57,8 @@ impl Trial<'_> {
 
     fn compare(&self, cpu: &Cpu, state: &State) -> Result<(), String> {
         for (number, (here, there)) in cpu.regs.gpr.iter().zip(&state.gpr).enumerate() {
-            if here != there {
+            let defined = self.undefined_at_zero != Some(number) || state.rflags & ZF == 0;
+            if here != there && defined {
                 return Err(format!("gpr {number}: here {here:#x}, there {there:#x}"));
             }
         }
@@ -87,7 +91,9 @@ fn every_form_does_what_the_host_cpu_does() {
     let mut host = Host::new();
     let layout = host.layout();
     let forms = forms::all(layout);
-    assert!(forms.len() > 1000, "only {} forms", forms.len());
+    for mnemonic in forms::mnemonics() {
+        assert!(forms.iter().any(|form| form.ins.mnemonic() == mnemonic), "no form of {mnemonic:?}");
+    }
     let (mut failures, mut completed) = (Vec::new(), 0);
     for form in &forms {
         host.load(&form.bytes);
@@ -95,7 +101,12 @@ fn every_form_does_what_the_host_cpu_does() {
         let mut done = 0;
         let failure = (0..SETS).find_map(|set| {
             let (cpu, memory) = scene::fitting(form, layout, &mut random);
-            let trial = Trial { cpu: &cpu, bytes: &form.bytes, flags: defined_flags(form, &cpu) };
+            let trial = Trial {
+                cpu: &cpu,
+                bytes: &form.bytes,
+                flags: defined_flags(form, &cpu),
+                undefined_at_zero: scanned_into(form),
+            };
             match trial.agree(&mut host, &memory) {
                 Ok(completed) => done += u64::from(completed),
                 Err(what) => return Some(format!("{form}, seed {SEED}, set {set}: {what}")),
@@ -120,13 +131,19 @@ fn stack_and_branches_do_what_the_host_cpu_does() {
         let mut random = Random(SEED);
         for set in 0..SETS {
             let (cpu, memory) = sequences::scene(layout, &mut random);
-            let trial = Trial { cpu: &cpu, bytes: &bytes, flags: PLAIN_FLAGS };
+            let trial = Trial { cpu: &cpu, bytes: &bytes, flags: PLAIN_FLAGS, undefined_at_zero: None };
             match trial.agree(&mut host, &memory) {
                 Ok(completed) => assert!(completed, "{name} faulted, set {set}"),
                 Err(what) => panic!("{name} {bytes:02x?}, seed {SEED}, set {set}: {what}"),
             }
         }
     }
+}
+
+/// The destination of BSF and BSR, which the manual leaves undefined if the source is 0.
+fn scanned_into(form: &Form) -> Option<usize> {
+    let scans = matches!(form.ins.mnemonic(), Mnemonic::Bsf | Mnemonic::Bsr);
+    scans.then(|| form.ins.op0_register().number())
 }
 
 /// The flags that the manual defines after this form on these operands.

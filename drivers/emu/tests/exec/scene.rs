@@ -42,7 +42,9 @@ pub fn fitting(form: &Form, layout: Layout, random: &mut Random) -> (Cpu, Memory
         Mnemonic::Div | Mnemonic::Idiv => dividend(&mut cpu, random),
         Mnemonic::Ldmxcsr => control(&cpu, &mut memory, form, random),
         // Beyond 16, a 16-bit double shift is undefined.
-        Mnemonic::Shld | Mnemonic::Shrd if operand_bits(form) == 16 => cpu.regs.gpr[1] &= !0xf,
+        Mnemonic::Shld | Mnemonic::Shrd if operand_bits(form) == 16 => {
+            cpu.regs.gpr[1] = cpu.regs.gpr[1] & !0x1f | random.below(17);
+        }
         _ => {}
     }
     (cpu, memory)
@@ -58,11 +60,14 @@ pub fn operand_bits(form: &Form) -> u32 {
 
 fn string(cpu: &mut Cpu, ins: &iced_x86::Instruction, layout: Layout, random: &mut Random) {
     let narrow = (0..2).any(|op| matches!(ins.op_kind(op), OpKind::MemorySegESI | OpKind::MemoryESEDI));
-    let above = if narrow { random.next() << 32 } else { 0 };
-    cpu.regs.gpr[6] = layout.data + 200 + random.below(300) | above;
-    cpu.regs.gpr[7] = layout.data + 400 + random.below(300) | above;
-    if ins.has_rep_prefix() || ins.has_repne_prefix() {
-        cpu.regs.gpr[1] = random.below(20) | above;
+    let repeats = ins.has_rep_prefix() || ins.has_repne_prefix();
+    let count = random.below(20);
+    // Whether no round at all clears the upper halves of 32-bit pointers differs between CPUs.
+    let above = if narrow && !(repeats && count == 0) { random.next() << 32 } else { 0 };
+    cpu.regs.gpr[6] = (layout.data + 200 + random.below(300)) | above;
+    cpu.regs.gpr[7] = (layout.data + 400 + random.below(300)) | above;
+    if repeats {
+        cpu.regs.gpr[1] = count | above;
     }
 }
 

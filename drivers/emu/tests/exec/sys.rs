@@ -72,8 +72,9 @@ impl Host {
         self.entry = BYTES - before.len();
         let whole = [before.as_slice(), bytes, &after].concat();
         assert!(self.entry + whole.len() < PAGE);
+        let to = self.base.wrapping_add(self.entry);
         // SAFETY: The copy ends in the first page of the mapping, which nothing borrows.
-        unsafe { std::ptr::copy_nonoverlapping(whole.as_ptr(), self.base.add(self.entry), whole.len()) };
+        unsafe { std::ptr::copy_nonoverlapping(whole.as_ptr(), to, whole.len()) };
         CODE.store(self.base as u64, Ordering::SeqCst);
         AFTER.store(self.base as u64 + (BYTES + bytes.len()) as u64, Ordering::SeqCst);
     }

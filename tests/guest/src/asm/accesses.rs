@@ -123,14 +123,22 @@ pub fn copy(a: &mut CodeAssembler, _: &mut Labels) -> Emit {
     })
 }
 
-/// Copies RCX bytes from RSI to RDI, 16 at a time by SSE. Changes RCX, RSI, RDI and XMM0.
+/// Copies RCX bytes from RSI to RDI, 16 at a time by SSE: movaps where RDI is aligned, else movups.
+/// Changes RCX, RSI, RDI and XMM0.
 pub fn copy_bytes(a: &mut CodeAssembler) -> Emit {
     let (mut top, mut rest) = (a.create_label(), a.create_label());
+    let (mut unaligned, mut stored) = (a.create_label(), a.create_label());
     place(a, &mut top)?;
     a.cmp(rcx, 16)?;
     a.jb(rest)?;
     a.movups(xmm0, xmmword_ptr(rsi))?;
+    a.test(edi, 15)?;
+    a.jne(unaligned)?;
+    a.movaps(xmmword_ptr(rdi), xmm0)?;
+    a.jmp(stored)?;
+    place(a, &mut unaligned)?;
     a.movups(xmmword_ptr(rdi), xmm0)?;
+    place(a, &mut stored)?;
     a.add(rsi, 16)?;
     a.add(rdi, 16)?;
     a.sub(rcx, 16)?;

@@ -238,7 +238,34 @@ fn local_apic(a: &mut CodeAssembler) -> Emit {
     // Divide by 16; periodic.
     write_apic(a, apic::DIVIDE, 3)?;
     write_apic(a, apic::TIMER, 0x2_0000 | vector::TIMER as u32)?;
-    write_apic(a, apic::INITIAL, apic::TICK)
+    tick_count(a)?;
+    a.mov(at(MAILBOX + header::TICK_COUNT), rax)?;
+    a.mov(ecx, apic::INITIAL as u32)?;
+    a.mov(dword_ptr(rcx), eax)
+}
+
+/// RAX becomes the timer's count of 10 ms: from the clock that CPUID leaf 0x15 tells in ECX (Intel SDM volume 3A,
+/// 11.5.4), else as at 1 GHz.
+fn tick_count(a: &mut CodeAssembler) -> Emit {
+    let (mut unknown, mut known) = (a.create_label(), a.create_label());
+    a.xor(eax, eax)?;
+    a.cpuid()?;
+    count(a, Counter::Cpuids)?;
+    a.cmp(eax, 0x15)?;
+    a.jb(unknown)?;
+    a.mov(eax, 0x15)?;
+    a.xor(ecx, ecx)?;
+    a.cpuid()?;
+    count(a, Counter::Cpuids)?;
+    a.mov(eax, ecx)?;
+    a.xor(edx, edx)?;
+    a.mov(ecx, 16 * 100)?;
+    a.div(ecx)?;
+    a.test(eax, eax)?;
+    a.jne(known)?;
+    place(a, &mut unknown)?;
+    a.mov(eax, apic::TICK)?;
+    place(a, &mut known)
 }
 
 /// Counts itself in; the last one says that the guest runs.

@@ -38,7 +38,7 @@ const PAGES: &[(u64, Shows, u64)] = &[
 
 /// The byte offset in a process's page table of the entry for a gva.
 fn entry(gva: u64) -> u64 {
-    process::PT + (gva - layout::USER_BASE >> 12) * 8
+    process::PT + ((gva - layout::USER_BASE) >> 12) * 8
 }
 
 /// `kernel_tables`: builds the kernel's map. Changes RAX, RCX, RDX, RDI.
@@ -48,14 +48,14 @@ pub fn kernel_tables(a: &mut CodeAssembler, l: &mut Labels) -> Emit {
     zero(a, 3 * 0x1000)?;
     store(a, at(layout::KERNEL_PML4), layout::KERNEL_PDPT | PRESENT | WRITE)?;
     for gib in 0..layout::KERNEL_GIB {
-        store(a, at(layout::KERNEL_PDPT + 8 * gib), layout::KERNEL_PDS + 0x1000 * gib | PRESENT | WRITE)?;
+        store(a, at(layout::KERNEL_PDPT + 8 * gib), (layout::KERNEL_PDS + 0x1000 * gib) | PRESENT | WRITE)?;
     }
     fill(a, layout::KERNEL_PDS, LARGE | PRESENT | WRITE, 2 << 20, 512 * layout::KERNEL_GIB)?;
     let apic = layout::KERNEL_PDS + (layout::apic::BASE >> 21) * 8;
     a.or(at(apic), UNCACHED as i32)?;
     store(a, at(layout::KERNEL_PDS + 8), layout::KERNEL_PT | PRESENT | WRITE)?;
     fill(a, layout::KERNEL_PT, 2 << 20 | PRESENT | WRITE, 0x1000, 512)?;
-    store(a, at(layout::KERNEL_PT + (layout::GUARD - (2 << 20) >> 12) * 8), 0)?;
+    store(a, at(layout::KERNEL_PT + ((layout::GUARD - (2 << 20)) >> 12) * 8), 0)?;
     a.ret()
 }
 

@@ -5,13 +5,12 @@ use iced_x86::Register;
 use super::flags::{self, STATUS, ZF, when};
 use super::{Exception, Outcome, Step};
 
-/// XCHG.
+/// XCHG. Of two operands, iced shows the one in memory first.
 pub(super) fn xchg(s: &mut Step) -> Outcome {
-    let (first, second) = if s.in_memory(1) { (1, 0) } else { (0, 1) };
-    let a = s.read_for_write(first)?;
-    let b = s.read(second)?;
-    s.write(first, b)?;
-    s.write(second, a)?;
+    let a = s.read_for_write(0)?;
+    let b = s.read(1)?;
+    s.write(0, b)?;
+    s.write(1, a)?;
     s.next()
 }
 
@@ -31,7 +30,7 @@ pub(super) fn xadd(s: &mut Step) -> Outcome {
     s.next()
 }
 
-/// CMPXCHG: memory is written in either case, as on CPUs.
+/// CMPXCHG: if unequal, memory is written all the same, but a register is not touched: not even its upper half.
 pub(super) fn cmpxchg(s: &mut Step) -> Outcome {
     let size = s.size(0);
     let accumulator = match size {
@@ -44,7 +43,9 @@ pub(super) fn cmpxchg(s: &mut Step) -> Outcome {
     let (_, flags) = flags::sub(size, s.gpr(accumulator), old, false);
     let equal = flags & ZF != 0;
     let new = if equal { s.read(1)? } else { old };
-    s.write(0, new)?;
+    if equal || s.in_memory(0) {
+        s.write(0, new)?;
+    }
     if !equal {
         s.set_gpr(accumulator, old);
     }

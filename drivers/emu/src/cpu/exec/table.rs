@@ -29,8 +29,7 @@ pub(super) fn lockable(ins: &Instruction) -> bool {
             | Xchg
             | Xor
     );
-    // XCHG is the same both ways round, and iced may show the memory operand second.
-    mnemonic && (0..ins.op_count()).any(|op| ins.op_kind(op) == OpKind::Memory)
+    mnemonic && ins.op0_kind() == OpKind::Memory
 }
 
 /// Runs an instruction on general registers; the others are looked up in the tables that follow.
