@@ -54,7 +54,10 @@ fn a_refused_stack_access_changes_nothing() {
     for (name, code) in sequences::all() {
         for _ in 0..24 {
             let (mut cpu, mut memory) = sequences::scene(LAYOUT, &mut random);
+            let mut steps = 0;
             while cpu.regs.rip != LAYOUT.code + code.len() as u64 {
+                steps += 1;
+                assert!(steps < 1000, "{name} does not end");
                 accesses += refuse_each(&mut cpu, &mut memory, &code).expect(&name);
             }
         }
