@@ -215,12 +215,17 @@ impl Machine {
     /// # Errors
     /// [`ErrorKind::Gone`] once the machine has ended.
     pub fn visit(&self, op: &'static str) -> Result<Visit<'_>> {
-        self.arrived.fetch_add(1, Ordering::Relaxed);
-        let visit = Visit { state: self.state.lock(), machine: self };
+        let visit = self.come_in();
         match &visit.ended {
             Some(why) => Err(Error::new(ErrorKind::Gone, op, format!("the machine has ended: {why}"))),
             None => Ok(visit),
         }
+    }
+
+    /// Gets in, ended or not.
+    fn come_in(&self) -> Visit<'_> {
+        self.arrived.fetch_add(1, Ordering::Relaxed);
+        Visit { state: self.state.lock(), machine: self }
     }
 
     /// Tells the host of the end. The caller holds no lock.
@@ -231,10 +236,9 @@ impl Machine {
 
     /// Asks the machine thread to end.
     fn stop(&self) {
-        let mut state = self.state.lock();
-        state.stop = true;
-        self.wake.notify_all();
-        self.left.notify_all();
+        let mut visit = self.come_in();
+        visit.stop = true;
+        visit.changed();
     }
 
     /// The machine thread.
