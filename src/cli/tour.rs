@@ -22,7 +22,7 @@ const STEPS: &[Step] = &[
     step("What this machine is.", "cat info"),
     step("Its physical memory, range by range.", "cat mem.map"),
     step("Its registers, taken at one instant.", "head -n 8 vcpu/0/regs/all"),
-    step("It runs: the instruction pointer moves.", "cat vcpu/0/regs/rip; cat vcpu/0/regs/rip"),
+    step("It runs: its time stamp counter moves.", "cat vcpu/0/regs/tsc; cat vcpu/0/regs/tsc"),
     step(
         "Memory is a file, its offset the guest's physical address. At 0x201000 lies a greeting.",
         "od -A x -t x1z -j 0x201000 -N 32 mem",
@@ -33,7 +33,7 @@ const STEPS: &[Step] = &[
     ),
     step("It noticed, and answered at 0x202000.", "sleep 0.3; od -A x -t x1z -j 0x202000 -N 32 mem"),
     step("Control is a file, too.", "echo pause > ctl; cat state"),
-    step("Paused, it stands still.", "cat vcpu/0/regs/rip; cat vcpu/0/regs/rip"),
+    step("Paused, it stands still.", "cat vcpu/0/regs/tsc; cat vcpu/0/regs/tsc"),
     step("And on it goes.", "echo resume > ctl; cat state"),
 ];
 
@@ -66,6 +66,14 @@ mod tests {
         for step in STEPS {
             assert!(step.about.ends_with('.'), "{}", step.about);
             assert!(!step.command.contains("sudo") && !step.command.contains("../"), "{}", step.command);
+        }
+    }
+
+    #[test]
+    fn the_addresses_are_those_of_the_guest() {
+        for address in [vmtree_guest::layout::GREETING, vmtree_guest::layout::REPLY] {
+            let address = format!("{address:#x}");
+            assert!(STEPS.iter().any(|step| step.command.contains(&address)), "{address}");
         }
     }
 }

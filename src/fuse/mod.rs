@@ -13,6 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use fuser::{Config, MountOption, Session, SessionACL};
+use rustix::io::FdFlags;
 
 use crate::tree::Tree;
 use requests::Core;
@@ -59,6 +60,9 @@ pub fn serve(
     config.n_threads = Some(options.threads as usize);
     config.clone_fd = options.threads > 1;
     let session = Session::new(adapter::Adapter::new(core.clone(), ended), mountpoint, &config)?;
+    // fusermount3 hands the device over without it, and a guardian that is started later would keep a killed daemon's
+    // connection alive.
+    rustix::io::fcntl_setfd(&session, FdFlags::CLOEXEC)?;
     let background = session.spawn()?;
     // Dropped, it would unmount whatever lies at that path by then (fuser 0.18, mnt/fuse_pure.rs: is_mounted is
     // inverted). The process ends without it.

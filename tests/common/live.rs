@@ -105,8 +105,19 @@ impl Live {
     }
 }
 
+impl Live {
+    /// The mount has ended by itself; nothing of it may be left.
+    pub fn gone(self) {
+        super::wait_until("the daemon is gone", || self.lab.daemons().is_empty());
+        super::wait_until("nothing is mounted", || self.lab.mounted().is_empty());
+    }
+}
+
 impl Drop for Live {
     fn drop(&mut self) {
+        if self.lab.mounted().is_empty() {
+            return;
+        }
         // What `umount` can't end, the lab takes away.
         let done = self.lab.run(&["umount"]);
         if !done.status.success() && !std::thread::panicking() {

@@ -114,7 +114,7 @@ fn open(pid: u32, vma: &Vma) -> Option<File> {
 }
 
 fn is_of(vma: &Vma, metadata: &Metadata) -> bool {
-    let device = (libc::major(metadata.dev()), libc::minor(metadata.dev()));
+    let device = (rustix::fs::major(metadata.dev()), rustix::fs::minor(metadata.dev()));
     metadata.is_file() && metadata.ino() == vma.inode && device == vma.device
 }
 

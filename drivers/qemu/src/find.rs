@@ -26,7 +26,8 @@ pub struct Found {
 /// [`ErrorKind::Unsupported`] if it has no QMP socket, and those of [`Qmp::connect`].
 pub fn connect(target: &Target) -> Result<Found> {
     match target {
-        Target::Socket(path) => by_socket(path),
+        // Absolute, because a mount in the background has another working directory.
+        Target::Socket(path) => by_socket(&std::path::absolute(path).unwrap_or_else(|_| path.clone())),
         Target::Name(name) => by_process(&named(name)?),
         Target::Pid(pid) => {
             let process = Process::read(*pid).map_err(|_| {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::RwLock;
+use rustix::io::Errno;
 use vmtree_api::{Block, BlockRef, Error, ErrorKind, Gpa, Memory, MemoryMap, Region, RegionKind, Result};
 
 use crate::backing::{self, Backing};
@@ -109,9 +110,9 @@ impl GuestMemory {
 
     fn failed(&self, op: &'static str, gpa: Gpa, error: io::Error) -> Error {
         let pid = self.pid;
-        match error.raw_os_error() {
-            Some(libc::ESRCH) => self.gone(op),
-            Some(libc::EPERM) => {
+        match Errno::from_io_error(&error) {
+            Some(Errno::SRCH) => self.gone(op),
+            Some(Errno::PERM) => {
                 let why = format!(
                     "the memory of process {pid} is closed to us; run vmtree as root or with CAP_SYS_PTRACE, \
                      or as QEMU's user with kernel.yama.ptrace_scope=0"
@@ -182,7 +183,7 @@ impl Store {
             None => sys::write_process(pid, self.base + offset, data),
             // hugetlbfs has no write(2).
             Some(backing) => match backing.file.write_at(data, backing.offset + offset) {
-                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                Err(error) if Errno::from_io_error(&error) == Some(Errno::INVAL) => {
                     sys::write_process(pid, self.base + offset, data)
                 }
                 result => result,

@@ -22,6 +22,9 @@ fn addresses(memory: &dyn Memory, needle: &[u8]) -> Vec<u64> {
             let count = (region.end.0 - at).min((1 << 20) + needle.len() as u64 - 1);
             let mut buf = vec![0; count as usize];
             assert_eq!(memory.read(Gpa(at), &mut buf).unwrap(), buf.len());
+            if buf == vec![0; buf.len()] {
+                continue;
+            }
             let hits = buf.windows(needle.len()).enumerate().filter(|(_, window)| *window == needle);
             found.extend(hits.map(|(index, _)| at + index as u64));
         }

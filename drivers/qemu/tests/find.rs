@@ -4,6 +4,7 @@
 #[path = "../../../tests/labs/qemu/lab.rs"]
 mod lab;
 
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Command;
@@ -49,11 +50,9 @@ fn a_vm_is_found_by_socket_pid_and_name_again_and_again() {
         }
     }
     let listed = vmtree_qemu::list();
-    let row = listed
-        .iter()
-        .find(|row| row.source == format!("qemu:{}", vm.qmp()))
-        .unwrap_or_else(|| panic!("{listed:?}"));
-    assert!(row.about.contains(&name) && row.about.contains("-m 64M"), "{row:?}");
+    let row = listed.iter().find(|row| row.about.contains(&name)).unwrap_or_else(|| panic!("{listed:?}"));
+    open(row.source.strip_prefix("qemu:").unwrap()).unwrap();
+    assert!(row.source.ends_with("/qmp") && row.about.contains("-m 64M"), "{row:?}");
 }
 
 #[test]
@@ -99,6 +98,23 @@ fn what_is_no_qemu_is_refused_in_words() {
     let error = refused(path.to_str().unwrap());
     assert_eq!(error.kind(), ErrorKind::NotFound);
     assert!(error.to_string().contains("nobody listens"), "{error}");
+}
+
+#[test]
+fn a_qmp_server_that_is_no_qemu_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("qmp");
+    let listener = UnixListener::bind(&path).unwrap();
+    let server = std::thread::spawn(move || {
+        let mut stream = listener.accept().unwrap().0;
+        let _ = stream.write_all(b"{\"QMP\": {}}\n");
+        let _ = stream.read(&mut [0; 1024]);
+        let _ = stream.write_all(b"{\"return\": {}, \"id\": 1}\n");
+    });
+    let error = refused(path.to_str().unwrap());
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    assert!(error.to_string().contains(&format!("served by process {}", std::process::id())), "{error}");
+    server.join().unwrap();
 }
 
 #[test]

@@ -76,6 +76,7 @@ fn main() -> ExitCode {
         eprintln!("there is no task '{unknown}'; there are: {}", known.join(", "));
         return ExitCode::from(2);
     }
-    let chosen = TASKS.iter().filter(|task| wanted.is_empty() || wanted.iter().any(|name| name == task.name));
-    if chosen.map(run).all(|passed| passed) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let mut chosen =
+        TASKS.iter().filter(|task| wanted.is_empty() || wanted.iter().any(|name| name == task.name));
+    if chosen.all(run) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

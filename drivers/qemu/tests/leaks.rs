@@ -1,0 +1,43 @@
+//! Opening and dropping leaves nothing behind. A file of its own: other tests would open files meanwhile.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+#[path = "../../../tests/labs/qemu/lab.rs"]
+mod lab;
+
+use std::sync::Arc;
+
+use lab::Vm;
+use vmtree_api::{NoHost, Source};
+
+/// How many descriptors, threads and mappings of guest memory this process has.
+fn held() -> [usize; 3] {
+    let count = |folder: &str| std::fs::read_dir(folder).unwrap().count();
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let memfds = maps.lines().filter(|line| line.contains("/memfd:")).count();
+    [count("/proc/self/fd"), count("/proc/self/task"), memfds]
+}
+
+#[test]
+fn a_hundred_opens_and_failed_opens_leave_nothing_behind() {
+    if !lab::have_qemu() {
+        return;
+    }
+    let args = [
+        "-m",
+        "64M",
+        "-object",
+        "memory-backend-memfd,id=m,size=64M,share=on",
+        "-machine",
+        "pc,memory-backend=m",
+    ];
+    let vm = Vm::start(&args);
+    let open = |target: &str| vmtree_qemu::open(Source::new("qemu", target, Vec::new()), Arc::new(NoHost));
+    let before = held();
+    for _ in 0..100 {
+        let driver = open(&vm.qmp()).unwrap();
+        assert_eq!(held()[1..], [before[1] + 1, 1]);
+        drop(driver);
+        assert!(open(&format!("{}x", vm.qmp())).is_err());
+    }
+    assert_eq!(held(), before);
+}
