@@ -44,24 +44,41 @@ fn store(value: &mut RegValue, field: &str, number: u64) {
     }
 }
 
-fn hex(number: u64, bits: u32) -> String {
-    let digits = bits.div_ceil(4) as usize;
-    format!("0x{number:0digits$x}")
+/// Appends a number in all its digits. By hand: `regs/all` has a hundred of them, and formatting them would take longer
+/// than the whole round trip of a read.
+fn push_hex(text: &mut String, number: u64, bits: u32) {
+    text.push_str("0x");
+    for digit in (0..bits.div_ceil(4)).rev() {
+        let digit = (number >> (4 * digit) & 0xf) as u32;
+        text.push(char::from_digit(digit, 16).unwrap_or('?'));
+    }
 }
 
-/// The fields of `value`, each name behind `prefix`, on one line.
-fn show_fields(value: RegValue, shape: RegShape, prefix: &str) -> String {
-    let shown = |(name, bits): &Field| format!("{prefix}{name}={}", hex(load(value, name), *bits));
-    fields(shape).iter().map(shown).collect::<Vec<_>>().join(" ")
+/// Appends the fields of `value` on one line, the name `of` and a dot before each unless it is empty.
+fn push_fields(text: &mut String, value: RegValue, shape: RegShape, of: &str) {
+    for (index, (name, bits)) in fields(shape).iter().enumerate() {
+        if index > 0 {
+            text.push(' ');
+        }
+        if !of.is_empty() {
+            text.push_str(of);
+            text.push('.');
+        }
+        text.push_str(name);
+        text.push('=');
+        push_hex(text, load(value, name), *bits);
+    }
 }
 
 /// A register's value as its own file shows it, without a newline.
 #[must_use]
 pub fn show(value: RegValue, shape: RegShape) -> String {
+    let mut text = String::new();
     match shape {
-        RegShape::Word(bits) => hex(load(value, ""), bits),
-        RegShape::Segment | RegShape::Table => show_fields(value, shape, ""),
+        RegShape::Word(bits) => push_hex(&mut text, load(value, ""), bits),
+        RegShape::Segment | RegShape::Table => push_fields(&mut text, value, shape, ""),
     }
+    text
 }
 
 /// How many bytes [`show`] gives for any value of a register of this shape.
@@ -78,17 +95,20 @@ pub fn shown_len(shape: RegShape) -> usize {
 /// The offered registers as `regs/all` shows them: a line a register, in the order of `offers`.
 #[must_use]
 pub fn show_all(arch: Arch, offers: &[RegOffer], set: &RegisterSet) -> String {
-    let mut text = String::new();
+    // A line of a segment has 76 characters, most others have 23.
+    let mut text = String::with_capacity(40 * offers.len());
     for offer in offers {
         let (Some(def), Some(value)) = (arch.registers().get(usize::from(offer.id.0)), set.get(offer.id))
         else {
             continue;
         };
         match def.shape {
-            RegShape::Word(_) => text.push_str(&format!("{}={}", def.name, show(value, def.shape))),
-            RegShape::Segment | RegShape::Table => {
-                text.push_str(&show_fields(value, def.shape, &format!("{}.", def.name)));
+            RegShape::Word(bits) => {
+                text.push_str(def.name);
+                text.push('=');
+                push_hex(&mut text, load(value, ""), bits);
             }
+            RegShape::Segment | RegShape::Table => push_fields(&mut text, value, def.shape, def.name),
         }
         text.push('\n');
     }
