@@ -1,0 +1,106 @@
+//! The tree as a user sees it: names, kinds and modes against a golden file, and the docs against the table.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use common::live::Live;
+
+fn file(path: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// What `find` prints of the mount: kind and mode, path.
+fn found(live: &Live) -> String {
+    let mut find = live.command("find");
+    let output = find.arg(".").args(["-printf", "%M %p\\n"]).current_dir(live.path("")).output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Run with UPDATE_GOLDEN=1 to write the file anew after a change of the tree that is meant.
+#[test]
+fn the_tree_of_the_built_in_machine() {
+    let Some(live) = Live::mount("golden tree", "emu:ram=64M,vcpus=1", "") else { return };
+    let found = found(&live);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/emu.txt");
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        fs::write(&path, &found).unwrap();
+    }
+    assert_eq!(found, file("tests/golden/emu.txt"), "UPDATE_GOLDEN=1 writes it anew");
+    // ls and find agree with what can be opened by name, and a second vCPU looks like the first.
+    let Some(two) = Live::mount("two vCPUs", "emu:ram=64M,vcpus=2", "") else { return };
+    let first: Vec<String> = lines_below(&self::found(&two), "./vcpu/0");
+    assert_eq!(first, lines_below(&self::found(&two), "./vcpu/1"));
+    assert_eq!(first, lines_below(&found, "./vcpu/0"));
+}
+
+fn lines_below(found: &str, directory: &str) -> Vec<String> {
+    found.lines().filter(|line| line.contains(directory)).map(|line| line.replace(directory, "")).collect()
+}
+
+/// The rows of THE table: their paths as the docs write them, and what they are.
+fn rows() -> Vec<(String, String)> {
+    let table = file("src/tree/table.rs");
+    let mut rows = Vec::new();
+    let body = table.split_once("pub const TABLE: &[Row] = &[").unwrap().1.split_once("\n];").unwrap().0;
+    for row in body
+        .split("\n    dir(")
+        .flat_map(|part| part.split("\n    text("))
+        .flat_map(|part| part.split("\n    content("))
+    {
+        // The first and the last string of a row: its path and what it is.
+        let strings: Vec<&str> = row.split('"').skip(1).step_by(2).collect();
+        if let [path, .., about] = strings[..] {
+            rows.push((shown(path), about.to_owned()));
+        }
+    }
+    rows
+}
+
+/// A row's path with the words that stand for its parts.
+fn shown(path: &str) -> String {
+    path.replace("{vcpu}", "N")
+        .replace("{reg}", "NAME")
+        .replace("{block}", "NAME")
+        .replace("{gva}", "gva=ADDR")
+}
+
+#[test]
+fn the_table_is_found_in_its_source() {
+    let rows = rows();
+    assert!(rows.len() >= 20 && rows[0].0.is_empty(), "{rows:?}");
+    let names: Vec<&str> = rows.iter().map(|(path, _)| path.as_str()).collect();
+    for known in ["mem", "ram/NAME", "vcpu/N/regs/all", "vcpu/N/translate,gva=ADDR"] {
+        assert!(names.contains(&known), "{known}: {names:?}");
+    }
+}
+
+#[test]
+fn every_row_is_in_the_docs() {
+    let docs = file("docs/tree.md");
+    for (path, _) in rows().into_iter().filter(|(path, _)| !path.is_empty()) {
+        assert!(docs.contains(&format!("`{path}`")), "docs/tree.md does not have `{path}`");
+    }
+}
+
+#[test]
+fn the_readme_of_a_mount_has_each_row_that_is_there() {
+    let Some(live) = Live::mount("README of a mount", "emu:ram=64M", "") else { return };
+    let readme = live.text("README");
+    for (path, about) in rows().into_iter().filter(|(path, _)| !path.is_empty()) {
+        // Its place on the mount: the first vCPU, a register, a block.
+        let real = path.replace("regs/NAME", "regs/rax").replace("ram/NAME", "ram/low").replace("/N", "/0");
+        let there = live.path(&real.replace("=ADDR", "=0x1000")).exists();
+        let line = readme.lines().find(|line| line.trim_start().split(' ').next() == Some(&path));
+        assert_eq!(there, line.is_some(), "{path}");
+        assert!(line.is_none_or(|line| line.ends_with(&about)), "{line:?}: {about}");
+    }
+    assert!(
+        readme.lines().count() <= 40 && readme.lines().all(|line| line.len() <= 120),
+        "one screen: {readme}"
+    );
+}
