@@ -1,0 +1,48 @@
+//! Every command in docs/tree.md is run, as written, on a real mount.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use common::live::{Live, has};
+
+/// The blocks of indented lines: commands, but for those that show what a file prints.
+fn commands(docs: &str) -> Vec<String> {
+    let mut blocks: Vec<String> = vec![String::new()];
+    for line in docs.lines() {
+        match line.strip_prefix("    ") {
+            Some(command) if !command.starts_with("t=") => {
+                let block = blocks.last_mut().unwrap();
+                block.push_str(command);
+                block.push('\n');
+            }
+            _ => blocks.push(String::new()),
+        }
+    }
+    blocks.retain(|block| !block.is_empty());
+    blocks
+}
+
+#[test]
+fn the_commands_of_the_docs_work() {
+    let test = "commands of docs/tree.md";
+    if !["bash", "hexdump", "xxd", "strings"].iter().all(|program| has(test, program)) {
+        return;
+    }
+    let docs = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/tree.md")).unwrap();
+    let blocks = commands(&docs);
+    assert!(blocks.len() >= 8, "{blocks:?}");
+    let Some(live) = Live::mount(test, "emu:ram=64M", "") else { return };
+    for block in blocks {
+        // A pipe that `head` closes early is no failure.
+        let mut shell = live.command("timeout");
+        shell.args(["20", "bash", "-eu", "-c", &block]).current_dir(live.path(""));
+        let output = shell.output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success() && told.is_empty(), "{block}{told}");
+    }
+    // None of them was refused.
+    assert!(live.errors().is_empty(), "{:?}", live.errors());
+}
