@@ -12,7 +12,7 @@ const LINES: usize = 400;
 /// What names an operating system or the kernel's FUSE.
 const SYSTEM: &[&str] = &["libc::", "fuser::", "rustix::", "nix::", "signal_hook::", "std::os::"];
 /// Where that belongs: the adapters, and what in a driver talks to the system.
-const SYSTEM_HERE: &[&str] = &["src/fuse/", "src/daemon/", "src/guardian/", "drivers/emu/src/sys.rs"];
+const SYSTEM_HERE: &[&str] = &["src/fuse/", "src/daemon/", "src/guardian/", "drivers/emu/src/sys"];
 /// Drivers that are of one system by nature: they look into another process.
 const SYSTEM_DRIVERS: &[&str] = &["drivers/qemu/src/"];
 /// Known exceptions, each for one thing.
