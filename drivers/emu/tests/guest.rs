@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vmtree_api::{Driver, NoHost, Source};
-use vmtree_guest::client::Mailbox;
+use vmtree_guest::Mailbox;
 
 const SOON: Duration = Duration::from_secs(20);
 
