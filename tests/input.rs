@@ -6,6 +6,7 @@ mod common;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::time::Duration;
 
 use common::live::{END, HIGH, LOW_END, Live};
 
@@ -286,6 +287,8 @@ fn msrs_refuse_half_values_and_unknown_indices() {
 #[test]
 fn virtual_memory_that_is_not_mapped_is_refused_in_words() {
     let Some(live) = Live::mount("vmem", "emu:ram=64M", "") else { return };
+    // By then it runs on page tables of its own, with a guard page in them.
+    vmtree_guest::Mailbox::new(live.open("mem")).wait_running(Duration::from_secs(30)).unwrap();
     live.write("ctl", "pause").unwrap();
     let vmem = live.open("vcpu/0/vmem");
     let path = "vcpu/0/vmem";

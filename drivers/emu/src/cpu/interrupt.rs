@@ -149,7 +149,7 @@ impl Core<'_> {
         let (base, limit, cpl) = (regs.idtr.base, regs.idtr.limit, u16::from(self.vcpu.cpu.cpl()));
         let index = u64::from(event.what.vector) * 16;
         let about_gate = |vector| {
-            let error = Some(index as u32 / 2 | IDT | external);
+            let error = Some((index as u32 / 2) | IDT | external);
             Exception { vector, error, cr2: None }
         };
         if index + 15 > u64::from(limit) {
