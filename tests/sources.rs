@@ -195,7 +195,6 @@ fn check(lab: &Lab, file: &Path, data: &[u8], source: &str, words: &str, what: &
 }
 
 #[test]
-#[ignore = "drivers/emu: what loader::parse refuses does not name the file yet"]
 fn a_bad_image_is_named() {
     let Some(lab) = lab("bad image's name") else { return };
     let file = lab.folder.path().join("guest.elf");

@@ -158,7 +158,9 @@ fn start_logging(command: &Command) {
         1 => "info",
         _ => "debug",
     };
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level)).init();
+    // fuser warns of each operation that is left out on purpose.
+    let filter = format!("{level},fuser=error");
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(filter)).init();
 }
 
 /// Writes a command's result; a reader that closes early, such as head(1), is no failure.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use vmtree_api::events::{EventSource, Injection};
 use vmtree_api::views::Views;
-use vmtree_api::{Arch, Driver, Execution, Facts, Host, Memory, Missing, Registers};
+use vmtree_api::{Arch, Driver, Error, Execution, Facts, Host, Memory, Missing, Registers};
 
 use crate::execution::Control;
 use crate::machine::{Machine, Running};
@@ -33,9 +33,10 @@ impl Emu {
             Some(path) => (loader::read(path)?, path.display().to_string()),
             None => (vmtree_guest::elf(), "the built-in guest".to_owned()),
         };
-        let parsed = loader::parse(&data)?;
+        let named = |error: Error| Error::new(error.kind(), error.op(), format!("{image}: {}", error.why()));
+        let parsed = loader::parse(&data).map_err(named)?;
         let ram = Arc::new(Ram::new(options.ram)?);
-        loader::load(&parsed, &data, &ram)?;
+        loader::load(&parsed, &data, &ram).map_err(named)?;
         start::tables(&ram);
         let vcpus = (0..options.vcpus).map(|id| start::vcpu(id, options.vcpus, parsed.entry)).collect();
         let running = Running::start(Arc::new(Machine::new(vcpus, ram.clone(), options.seed, host)))?;

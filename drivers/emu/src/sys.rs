@@ -31,8 +31,9 @@ impl Shared {
     pub fn new(name: &str, bytes: u64) -> io::Result<Self> {
         let name = CString::new(format!("vmtree-{name}")).map_err(io::Error::other)?;
         let length = usize::try_from(bytes).map_err(io::Error::other)?;
+        let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
         // SAFETY: `name` is a valid C string during the call.
-        let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) };
+        let fd = unsafe { libc::memfd_create(name.as_ptr(), flags) };
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
@@ -40,6 +41,12 @@ impl Shared {
         let owned = unsafe { OwnedFd::from_raw_fd(fd) };
         let file = File::from(owned);
         file.set_len(bytes)?;
+        // Whoever has the file by ram/NAME can neither make the guest's memory longer nor cut it under our mapping.
+        let seals = libc::F_SEAL_GROW | libc::F_SEAL_SHRINK | libc::F_SEAL_SEAL;
+        // SAFETY: the descriptor is open, and the argument of F_ADD_SEALS is a number.
+        if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
         let (protection, flags) =
             (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_NORESERVE);
         // SAFETY: a fresh mapping at an address of the kernel's choice touches no memory of ours.
