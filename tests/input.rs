@@ -338,7 +338,11 @@ fn the_tree_itself_can_not_be_changed() {
     assert_eq!(errno(fs::write(path("vcpu/0/regs/new"), "x")), libc::ENOENT);
     let exclusive = OpenOptions::new().write(true).create_new(true).open(path("mem"));
     assert_eq!(errno(exclusive), libc::EEXIST);
-    assert_eq!(errno(fs::create_dir(path("new"))), libc::EPERM);
+    assert_eq!(errno(fs::create_dir(path("made"))), libc::EPERM);
+    let errors = live.errors();
+    for line in ["path=new errno=ENOENT", "path=vcpu/0/regs/new errno=ENOENT", "path=made errno=EPERM"] {
+        assert!(errors.iter().any(|error| error.contains(line)), "{line}: {errors:?}");
+    }
     assert_eq!(errno(fs::remove_file(path("mem"))), libc::EPERM);
     assert_eq!(errno(fs::remove_dir(path("ram"))), libc::EPERM);
     assert_eq!(errno(fs::rename(path("mem"), path("memory"))), libc::EPERM);

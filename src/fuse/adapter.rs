@@ -47,6 +47,28 @@ impl Adapter {
     }
 }
 
+impl Adapter {
+    /// Refuses a change to the tree, which only vmtree itself makes.
+    fn forbid(&self, request: &Request, parent: INodeNo, name: &OsStr) -> Errno {
+        let error = FsError::NotPermitted(
+            "the files are the VM's parts: none can be made, moved or removed".to_owned(),
+        );
+        self.refuse(request, parent, name, &error)
+    }
+
+    /// Refuses to create a file.
+    fn no_such(&self, request: &Request, parent: INodeNo, name: &OsStr) -> Errno {
+        let error =
+            FsError::NoEntry("there is no such file, and none can be created; README lists them".to_owned());
+        self.refuse(request, parent, name, &error)
+    }
+
+    fn refuse(&self, request: &Request, parent: INodeNo, name: &OsStr, error: &FsError) -> Errno {
+        let dir = self.core.place(parent.0).unwrap_or(Place::ROOT);
+        self.core.refuse(caller(request), dir, Some(&name.to_string_lossy()), error)
+    }
+}
+
 impl Filesystem for Adapter {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
         // Only these: fuser accepts capabilities that it can't honour.
@@ -270,61 +292,61 @@ impl Filesystem for Adapter {
 
     fn create(
         &self,
-        _request: &Request,
-        _parent: INodeNo,
-        _name: &OsStr,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
         _mode: u32,
         _umask: u32,
         _flags: i32,
         reply: ReplyCreate,
     ) {
-        reply.error(Errno::ENOENT);
+        reply.error(self.no_such(request, parent, name));
     }
 
     fn mknod(
         &self,
-        _request: &Request,
-        _parent: INodeNo,
-        _name: &OsStr,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
         _mode: u32,
         _umask: u32,
         _rdev: u32,
         reply: ReplyEntry,
     ) {
-        reply.error(Errno::ENOENT);
+        reply.error(self.no_such(request, parent, name));
     }
 
     fn mkdir(
         &self,
-        _request: &Request,
-        _parent: INodeNo,
-        _name: &OsStr,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
         _mode: u32,
         _umask: u32,
         reply: ReplyEntry,
     ) {
-        reply.error(Errno::EPERM);
+        reply.error(self.forbid(request, parent, name));
     }
 
-    fn unlink(&self, _request: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
-        reply.error(Errno::EPERM);
+    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        reply.error(self.forbid(request, parent, name));
     }
 
-    fn rmdir(&self, _request: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
-        reply.error(Errno::EPERM);
+    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        reply.error(self.forbid(request, parent, name));
     }
 
     fn rename(
         &self,
-        _request: &Request,
-        _parent: INodeNo,
-        _name: &OsStr,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
         _newparent: INodeNo,
         _newname: &OsStr,
         _flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        reply.error(Errno::EPERM);
+        reply.error(self.forbid(request, parent, name));
     }
 
     fn ioctl(

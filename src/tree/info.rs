@@ -6,6 +6,7 @@ use vmtree_api::{Driver, PAGE_SIZE};
 
 use super::Ctx;
 use crate::error::FsResult;
+use crate::memory::Holes;
 
 /// The file `info`.
 pub fn show(ctx: &Ctx<'_>) -> FsResult<Vec<u8>> {
@@ -15,7 +16,7 @@ pub fn show(ctx: &Ctx<'_>) -> FsResult<Vec<u8>> {
     let passthrough = tree.passthrough.get().map_or("not mounted", String::as_str);
     let lines = [
         ("read_only", if options.ro { "yes" } else { "no" }.to_owned()),
-        ("holes", format!("{:?}", options.holes).to_lowercase()),
+        ("holes", if options.holes == Holes::Error { "eio" } else { "zero" }.to_owned()),
         ("reply_timeout_ms", options.reply_timeout.as_millis().to_string()),
         ("threads", options.threads.to_string()),
         ("ram_passthrough", passthrough.to_owned()),

@@ -59,7 +59,7 @@ fn main() {
     let subjects = lab.subjects();
     let mut rounds: Vec<Vec<Figures>> = Vec::new();
     for _ in 0..ROUNDS {
-        rounds.push(subjects.iter().map(|subject| load::measure(subject)).collect());
+        rounds.push(subjects.iter().map(load::measure).collect());
     }
     table(&subjects, &rounds);
     let ratio = |figure: fn(&Figures) -> f64, subject: &str, baseline: &str| {

@@ -47,6 +47,8 @@ impl Source {
         let Some((key, _)) = self.options.first() else { return Ok(()) };
         let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
         let driver = &self.driver;
+        // A key may be as long as a command line; its beginning is enough to know it by.
+        let key: String = key.chars().take(48).collect();
         let why = format!("the {driver} driver has no option '{key}'; it has: {known}");
         Err(Error::new(ErrorKind::Invalid, OP, why))
     }
