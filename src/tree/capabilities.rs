@@ -6,7 +6,7 @@ use vmtree_api::events::EventKind;
 use vmtree_api::{Driver, Missing};
 
 use super::Ctx;
-use super::table::Need;
+use super::row::Need;
 use crate::error::FsResult;
 
 /// The file `capabilities`.

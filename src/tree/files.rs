@@ -3,7 +3,6 @@
 use std::fmt::Write;
 
 use super::Ctx;
-use super::table::TABLE;
 use crate::error::FsResult;
 
 const HEAD: &str = "\
@@ -22,7 +21,7 @@ what was wrong. Numbers are hexadecimal with 0x; on input decimal and 0b work to
 /// The files of this tree, one screen.
 pub fn readme(ctx: &Ctx<'_>) -> FsResult<Vec<u8>> {
     let mut text = HEAD.to_owned();
-    for row in TABLE.iter().skip(1) {
+    for row in ctx.tree.rows().iter().skip(1) {
         if row.need.met(ctx.tree.driver()).is_err() {
             continue;
         }

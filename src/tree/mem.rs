@@ -4,8 +4,7 @@ use vmtree_api::RegisterSet;
 use vmtree_api::x86::PagingMode;
 
 use super::Ctx;
-use super::bytes::Bytes;
-use super::table::Work;
+use super::row::{Bytes, Work};
 use crate::error::{FsError, FsResult};
 use crate::memory::{VirtualMemory, offset_to_gva};
 use crate::text::map;

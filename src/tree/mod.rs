@@ -1,6 +1,5 @@
 //! The tree of files, without FUSE: what is there, what it shows, and what it takes.
 
-pub mod bytes;
 pub mod capabilities;
 mod control;
 mod files;
@@ -10,6 +9,7 @@ mod names;
 mod place;
 mod refusals;
 mod regs;
+mod row;
 mod table;
 mod vcpu;
 
@@ -17,19 +17,21 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use vmtree_api::{Block, Cancel, Driver, Pace, Pause, VcpuId};
+use vmtree_api::{Block, Cancel, Driver, Pace, Pause, RegId, VcpuId};
 
 use crate::error::{FsError, FsResult};
 use crate::memory::{GuestMemory, PageCache};
 use crate::text::options::Options;
 
 pub use names::Named;
+use place::Leaf;
 pub use place::Place;
 pub use refusals::Refusal;
-pub use table::{Row, Shape};
+pub use row::{Bytes, Row, Shape};
 
 use refusals::Refusals;
-use table::{Work, row};
+use row::Work;
+use table::{TABLE, row};
 
 /// The longest write that a control or register file takes.
 const LONGEST_WRITE: usize = 128 << 10;
@@ -162,7 +164,8 @@ impl Tree {
         match &row(place.row).shape {
             Shape::Dir => read | (mode & 0o222) | read >> 2,
             Shape::Content { show, store, .. } => {
-                let writable = store.is_some() && regs::writable(self, place);
+                let register = place::leaf(place.row) == Leaf::EachReg;
+                let writable = store.is_some() && (!register || regs::writable(self, RegId(place.item)));
                 (if show.is_some() { read } else { 0 }) | (if writable { write } else { 0 })
             }
             Shape::Bytes(_) | Shape::Block => read | write,
@@ -182,6 +185,12 @@ impl Tree {
             Work::Posted => Pace::Posted,
             Work::Registers => self.driver.registers().map_or(Pace::Prompt, |registers| registers.pace()),
         }
+    }
+
+    /// The table of files.
+    #[must_use]
+    pub fn rows(&self) -> &'static [Row] {
+        TABLE
     }
 
     /// The shape of a file.

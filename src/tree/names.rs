@@ -2,7 +2,8 @@
 
 use super::Tree;
 use super::place::{self, Leaf, Place};
-use super::table::{Shape, row};
+use super::row::Shape;
+use super::table::row;
 use crate::error::{FsError, FsResult};
 use crate::text::name;
 

@@ -2,7 +2,6 @@
 
 use vmtree_api::{Error, ErrorKind, RegDef, RegId, RegOffer, RegValue, RegisterSet, Registers};
 
-use super::place::{self, Leaf, Place};
 use super::{Ctx, Tree};
 use crate::error::{FsError, FsResult};
 use crate::text::{raw, registers as text, text_of};
@@ -109,12 +108,9 @@ fn unsupported(name: &str, why: &str) -> FsError {
     Error::new(ErrorKind::Unsupported, "write registers", format!("{name} {why}; see capabilities")).into()
 }
 
-/// Whether a file of the tree may be written as far as registers decide it: all but one that is read-only.
+/// Whether the driver can write a register.
 #[must_use]
-pub fn writable(tree: &Tree, place: Place) -> bool {
-    if place::leaf(place.row) != Leaf::EachReg {
-        return true;
-    }
+pub fn writable(tree: &Tree, id: RegId) -> bool {
     let offers = tree.driver().registers().map(|registers| registers.offers()).unwrap_or_default();
-    offers.iter().any(|offer| offer.id.0 == place.item && offer.writable)
+    offers.iter().any(|offer| offer.id == id && offer.writable)
 }

@@ -1,98 +1,7 @@
 //! THE table of files: a row each. Mode bits, sizes, readdir, ENOENT and the README follow from it.
 
-use vmtree_api::{Driver, Missing};
-
-use super::{Ctx, files};
-use super::{bytes, control, info, regs, vcpu};
-use crate::error::FsResult;
-
-/// What must be there for a file to exist.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Need {
-    /// Nothing.
-    Nothing,
-    /// Host-backed blocks of RAM.
-    Blocks,
-    /// Registers.
-    Registers,
-    /// MSRs by index.
-    Msrs,
-    /// Pause, resume and step.
-    Execution,
-    /// Registers or execution: something to show of a vCPU.
-    Vcpus,
-}
-
-impl Need {
-    /// Whether `driver` has it.
-    ///
-    /// # Errors
-    /// Why it has not.
-    pub fn met(self, driver: &dyn Driver) -> Result<(), Missing> {
-        match self {
-            Self::Nothing => Ok(()),
-            Self::Blocks if driver.memory().blocks().is_empty() => {
-                Err(Missing::new("the guest's memory is not backed by a file that can be shared"))
-            }
-            Self::Blocks => Ok(()),
-            Self::Registers => driver.registers().map(drop),
-            Self::Msrs => driver.registers()?.msrs().map(drop),
-            Self::Execution => driver.execution().map(drop),
-            Self::Vcpus => driver.registers().map(drop).or_else(|_| driver.execution().map(drop)),
-        }
-    }
-}
-
-/// Where a request to a file is served.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Work {
-    /// At once: nothing but cached facts and memory copies.
-    Prompt,
-    /// As the driver's registers say.
-    Registers,
-    /// By a worker.
-    Posted,
-}
-
-/// Makes the content of a file.
-pub type Show = fn(&Ctx<'_>) -> FsResult<Vec<u8>>;
-/// Takes what was written to a file: all of it, or nothing and an error.
-pub type Store = fn(&Ctx<'_>, &[u8]) -> FsResult<()>;
-/// The size of a file that is known without making its content.
-pub type Size = fn(&Ctx<'_>) -> u64;
-
-/// The shape of a file.
-pub enum Shape {
-    /// A directory.
-    Dir,
-    /// Generated content, read and written whole.
-    Content {
-        /// How it is read, if it can be.
-        show: Option<Show>,
-        /// How it is written, if it can be.
-        store: Option<Store>,
-        /// Its size, where it is the same each time.
-        size: Option<Size>,
-        /// Where both are served.
-        work: Work,
-    },
-    /// A range of bytes at offsets that mean something.
-    Bytes(&'static dyn bytes::Bytes),
-    /// A host-backed block of RAM.
-    Block,
-}
-
-/// A file, or each file of a group.
-pub struct Row {
-    /// Its path; a part in braces stands for each vCPU, register or block, or for a parameter.
-    pub path: &'static str,
-    /// What it is, for the README.
-    pub about: &'static str,
-    /// What it needs.
-    pub need: Need,
-    /// What it looks like.
-    pub shape: Shape,
-}
+use super::row::{Need, Row, Shape, Show, Size, Work};
+use super::{capabilities, control, files, info, mem, regs, vcpu};
 
 const fn dir(path: &'static str, need: Need, about: &'static str) -> Row {
     Row { path, about, need, shape: Shape::Dir }
@@ -101,6 +10,12 @@ const fn dir(path: &'static str, need: Need, about: &'static str) -> Row {
 const fn text(path: &'static str, show: Show, about: &'static str) -> Row {
     let shape = Shape::Content { show: Some(show), store: None, size: None, work: Work::Prompt };
     Row { path, about, need: Need::Nothing, shape }
+}
+
+const fn state(path: &'static str) -> Row {
+    let (show, size) = (Some(control::show_state as Show), Some(control::state_len as Size));
+    let shape = Shape::Content { show, store: None, size, work: Work::Posted };
+    Row { path, about: "running | paused", need: Need::Execution, shape }
 }
 
 const fn content(path: &'static str, need: Need, shape: Shape, about: &'static str) -> Row {
@@ -112,24 +27,10 @@ pub const TABLE: &[Row] = &[
     dir("", Need::Nothing, "the VM"),
     text("README", files::readme, "this text"),
     text("info", info::show, "facts of the VM and of this mount, a 'key value' line each"),
-    text(
-        "capabilities",
-        super::capabilities::show,
-        "what works here, and for what does not: why, and the cure",
-    ),
+    text("capabilities", capabilities::show, "what works here, and for what does not: why, and the cure"),
     text("errors", files::errors, "the last 64 refusals, a line each: what was wrong and how to mend it"),
     text("cache", files::cache, "the LRU page cache, a 'key value' line each"),
-    content(
-        "state",
-        Need::Execution,
-        Shape::Content {
-            show: Some(control::show_state),
-            store: None,
-            size: Some(control::state_len),
-            work: Work::Posted,
-        },
-        "running | paused",
-    ),
+    state("state"),
     content(
         "ctl",
         Need::Nothing,
@@ -139,29 +40,15 @@ pub const TABLE: &[Row] = &[
     content(
         "mem",
         Need::Nothing,
-        Shape::Bytes(&super::mem::PhysicalFile),
+        Shape::Bytes(&mem::PhysicalFile),
         "guest-physical memory: offset = address",
     ),
-    text(
-        "mem.map",
-        super::mem::show_map,
-        "START-END ram|rom|mmio [ram/NAME@OFFSET], a line a region, end excluded",
-    ),
+    text("mem.map", mem::show_map, "START-END ram|rom|mmio [ram/NAME@OFFSET], a line a region, end excluded"),
     dir("ram", Need::Blocks, "the host-backed blocks of RAM"),
     content("ram/{block}", Need::Blocks, Shape::Block, "a block of RAM; can be mapped with mmap"),
     dir("vcpu", Need::Vcpus, "the vCPUs"),
     dir("vcpu/{vcpu}", Need::Vcpus, "a vCPU"),
-    content(
-        "vcpu/{vcpu}/state",
-        Need::Execution,
-        Shape::Content {
-            show: Some(control::show_state),
-            store: None,
-            size: Some(control::state_len),
-            work: Work::Posted,
-        },
-        "running | paused",
-    ),
+    state("vcpu/{vcpu}/state"),
     content(
         "vcpu/{vcpu}/ctl",
         Need::Execution,
@@ -206,7 +93,7 @@ pub const TABLE: &[Row] = &[
     content(
         "vcpu/{vcpu}/vmem",
         Need::Registers,
-        Shape::Bytes(&super::mem::VirtualFile),
+        Shape::Bytes(&mem::VirtualFile),
         "virtual memory by its page tables; offset = address & 0x7fffffffffffffff",
     ),
     content(

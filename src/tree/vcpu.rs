@@ -3,9 +3,8 @@
 use vmtree_api::{Error, ErrorKind, Gva, Msrs};
 
 use super::Ctx;
-use super::bytes::Bytes;
 use super::mem::address_space;
-use super::table::Work;
+use super::row::{Bytes, Work};
 use crate::error::{FsError, FsResult};
 use crate::memory::fault_in_words;
 use crate::text::control::parse_step;
