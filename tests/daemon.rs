@@ -163,7 +163,7 @@ fn umount_works_under_load_and_with_a_process_inside() {
 fn many_mounts_in_a_row_leave_no_process_and_no_mount() {
     let Some(lab) = lab("mounts in a row") else { return };
     let mut pids = Vec::new();
-    for _ in 0..20 {
+    for _ in 0..100 {
         pids.extend(family(lab.mount()));
         lab.umount();
         assert!(lab.mounted().is_empty());
