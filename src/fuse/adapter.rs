@@ -179,7 +179,7 @@ impl Filesystem for Adapter {
         if let (Some(block), Some(passthrough)) = (self.core.tree.block(place), self.core.passthrough.get()) {
             match passthrough.open(ino.0, &block, &reply) {
                 Ok(Some(backing)) => {
-                    let handle = FileHandle(self.core.handles.open());
+                    let handle = FileHandle(self.core.handles.open(ino.0));
                     return reply.opened_passthrough(handle, FopenFlags::FOPEN_NOFLUSH, &backing);
                 }
                 Ok(None) => {}
@@ -189,7 +189,7 @@ impl Filesystem for Adapter {
                 }
             }
         }
-        reply.opened(FileHandle(self.core.handles.open()), self.open_flags(place));
+        reply.opened(FileHandle(self.core.handles.open(ino.0)), self.open_flags(place));
     }
 
     fn release(
