@@ -187,9 +187,9 @@ impl Tree {
         }
     }
 
-    /// The table of files.
+    /// THE table of files.
     #[must_use]
-    pub fn rows(&self) -> &'static [Row] {
+    pub fn rows() -> &'static [Row] {
         TABLE
     }
 
