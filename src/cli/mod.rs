@@ -73,13 +73,17 @@ enum Command {
 }
 
 const MOUNT_HELP: &str = "\
-SOURCE is DRIVER:TARGET[,key=value...], such as emu:  emu:ram=256M,vcpus=4  qemu:/run/vm.qmp  qemu:name=debian
+SOURCE is DRIVER:TARGET[,key=value...], such as
+  emu:  emu:ram=256M,vcpus=4  qemu:/run/vm.qmp  qemu:name=debian
 'vmtree list' shows those of this host.
 
-Options: ro  allow_other  uid=N  gid=N  mode=OCTAL  holes=zero|eio  cache=SIZE  cache_ms=N  reply_timeout=SECONDS
-threads=N. What mount(8), fstab and systemd add by themselves is accepted.
+Options:
+  ro  allow_other  uid=N  gid=N  mode=OCTAL  holes=zero|eio
+  cache=SIZE  cache_ms=N  reply_timeout=SECONDS  threads=N
+What mount(8), fstab and systemd add by themselves is accepted.
 
-Returns once the mount answers. Exit codes: 0 mounted, 2 wrong usage, 32 failed, with nothing left behind.";
+Returns once the mount answers.
+Exit codes: 0 mounted, 2 wrong usage, 32 failed, with nothing left behind.";
 
 #[derive(Args, Clone, Debug)]
 #[command(after_help = MOUNT_HELP)]
@@ -127,7 +131,7 @@ pub fn run() -> ExitCode {
     match dispatch(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("vmtree: {}", failure.why);
+            complain(&failure.why);
             ExitCode::from(failure.code)
         }
     }
@@ -161,6 +165,12 @@ fn start_logging(command: &Command) {
     // fuser warns of each operation that is left out on purpose.
     let filter = format!("{level},fuser=error");
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(filter)).init();
+}
+
+/// Tells what is wrong. Where nobody listens the exit code has to do.
+fn complain(why: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "vmtree: {why}");
 }
 
 /// Writes a command's result; a reader that closes early, such as head(1), is no failure.
