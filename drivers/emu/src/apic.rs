@@ -100,8 +100,6 @@ pub struct Apic {
     lvt: [u32; 6],
     divide: u32,
     initial: u32,
-    /// When the timer was last started, in ns.
-    started: u64,
     /// When the timer fires next, in ns.
     deadline: Option<u64>,
     present: bool,
@@ -126,7 +124,6 @@ impl Apic {
             lvt: [MASKED; 6],
             divide: 0,
             initial: 0,
-            started: 0,
             deadline: None,
             present: true,
             nmi: false,
@@ -289,7 +286,6 @@ impl Apic {
     }
 
     fn start(&mut self, now: u64) {
-        self.started = now;
         let length = u64::from(self.initial) * self.count_ns();
         self.deadline = (self.initial != 0).then(|| now.saturating_add(length));
     }
@@ -307,7 +303,6 @@ impl Apic {
             // Rounds that were missed are one interrupt: IRR holds no count.
             let length = u64::from(self.initial) * self.count_ns();
             let rounds = (now - deadline) / length.max(1) + 1;
-            self.started = deadline;
             self.deadline = Some(deadline.saturating_add(rounds.saturating_mul(length)));
         }
         if entry & MASKED == 0 {

@@ -46,12 +46,6 @@ impl World {
         self.now
     }
 
-    /// When the first timer fires, in ns; `u64::MAX` for never.
-    #[must_use]
-    pub fn next_timer(&self) -> u64 {
-        self.next
-    }
-
     /// Time passes; timers whose time has come fire.
     pub fn advance(&mut self, ns: u64) {
         self.now = self.now.saturating_add(ns);
