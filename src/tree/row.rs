@@ -75,16 +75,7 @@ pub enum Shape {
         /// Where both are served.
         work: Work,
     },
-    impl Row {
-    /// Its path as it is written for people: N for a vCPU, NAME for a register or block.
-    #[must_use]
-    pub fn shown_path(&self) -> String {
-        let path = self.path.replace("{vcpu}", "N").replace("{gva}", "gva=ADDR");
-        path.replace("{reg}", "NAME").replace("{block}", "NAME")
-    }
-}
-
-/// A range of bytes at offsets that mean something.
+    /// A range of bytes at offsets that mean something.
     Bytes(&'static dyn Bytes),
     /// A host-backed block of RAM.
     Block,
@@ -100,6 +91,15 @@ pub struct Row {
     pub need: Need,
     /// What it looks like.
     pub shape: Shape,
+}
+
+impl Row {
+    /// Its path as it is written for people: N for a vCPU, NAME for a register or block.
+    #[must_use]
+    pub fn shown_path(&self) -> String {
+        let path = self.path.replace("{vcpu}", "N").replace("{gva}", "gva=ADDR");
+        path.replace("{reg}", "NAME").replace("{block}", "NAME")
+    }
 }
 
 /// A range of bytes at offsets that mean something.
