@@ -86,6 +86,10 @@ impl Inner {
         self.0.execution().unwrap().state().unwrap()
     }
 
+    pub fn force_resume(&self) {
+        self.0.execution().unwrap().force_resume().unwrap();
+    }
+
     pub fn r14_r15(&self) -> (u64, u64) {
         let RegisterSet::X86_64(regs) = self.0.registers().unwrap().read(VcpuId(0)).unwrap() else {
             panic!("an x86-64 machine");

@@ -175,6 +175,82 @@ fn nobody_waits_longer_than_the_reply_timeout() {
 }
 
 #[test]
+fn what_its_caller_gave_up_is_not_done_later_and_errors_tells() {
+    if !possible("what_its_caller_gave_up_is_not_done_later_and_errors_tells") {
+        return;
+    }
+    let faults = Faults::nth(u64::MAX);
+    let (faulty, inner) = Faulty::over_emu(faults.clone());
+    let mounted = Mounted::with(faulty, "reply_timeout=1");
+    faults.hang(true);
+    // As many as there are workers; what comes then waits for its turn, and its caller does not wait so long.
+    let path = mounted.path().join("vcpu/0/regs/all");
+    let reader = || {
+        let path = path.clone();
+        std::thread::spawn(move || fs::read(path).unwrap_err().raw_os_error())
+    };
+    let readers: Vec<_> = (0..64).map(|_| reader()).collect();
+    let begun = Instant::now();
+    while faults.hung() < 64 {
+        assert!(begun.elapsed() < Duration::from_secs(5));
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    for (name, text) in [("vcpu/0/regs/r14", "0x77"), ("ctl", "pause")] {
+        let told = fs::write(mounted.path().join(name), text).unwrap_err();
+        assert_eq!(told.raw_os_error(), Some(libc::ETIMEDOUT), "{name}");
+    }
+    for reader in readers {
+        assert_eq!(reader.join().unwrap(), Some(libc::ETIMEDOUT));
+    }
+    let errors = fs::read_to_string(mounted.path().join("errors")).unwrap();
+    let last = errors.lines().last().unwrap();
+    assert!(last.contains("path=ctl errno=ETIMEDOUT why=wait: no answer within 1 s"), "{last}");
+    faults.hang(false);
+    // A worker that is free again comes to this after all that was given up.
+    std::thread::sleep(Duration::from_millis(200));
+    fs::read(mounted.path().join("vcpu/0/regs/rip")).unwrap();
+    assert_eq!(faults.hung(), 64, "a request without a caller was carried out");
+    assert_ne!(inner.r14_r15().0, 0x77);
+    assert_eq!(inner.state(), RunState::Running);
+    mounted.end();
+}
+
+#[test]
+fn a_pause_that_comes_too_late_is_taken_back() {
+    if !possible("a_pause_that_comes_too_late_is_taken_back") {
+        return;
+    }
+    let faults = Faults::nth(u64::MAX);
+    let (faulty, inner) = Faulty::over_emu(faults.clone());
+    let mounted = Mounted::with(faulty, "reply_timeout=0.3");
+    faults.hang(true);
+    let told = fs::write(mounted.path().join("ctl"), "pause").unwrap_err();
+    assert_eq!(told.raw_os_error(), Some(libc::ETIMEDOUT));
+    faults.hang(false);
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(inner.state(), RunState::Running);
+    mounted.end();
+}
+
+#[test]
+fn a_pause_stops_a_vm_that_somebody_else_let_run() {
+    if !possible("a_pause_stops_a_vm_that_somebody_else_let_run") {
+        return;
+    }
+    let (faulty, inner) = Faulty::over_emu(Faults::nth(u64::MAX));
+    let mounted = Mounted::new(faulty);
+    let ctl = mounted.path().join("ctl");
+    fs::write(&ctl, "pause").unwrap();
+    inner.force_resume();
+    assert_eq!(inner.state(), RunState::Running);
+    fs::write(&ctl, "pause").unwrap();
+    assert_eq!(inner.state(), RunState::Paused);
+    fs::write(&ctl, "resume").unwrap();
+    assert_eq!(inner.state(), RunState::Running);
+    mounted.end();
+}
+
+#[test]
 fn the_end_of_the_mount_answers_everybody_who_waits() {
     if !possible("the_end_of_the_mount_answers_everybody_who_waits") {
         return;
