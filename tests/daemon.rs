@@ -194,6 +194,20 @@ fn a_reader_that_goes_away_is_no_panic() {
 }
 
 #[test]
+fn mount_may_call_the_program_itself_as_the_helper_of_its_type() {
+    let Some(lab) = lab("type fuse.vmtree") else { return };
+    let call = |options| vmtree().arg("emu:").arg(&lab.mountpoint).args(["-o", options]).output().unwrap();
+    let good = call("rw,dev,suid");
+    assert!(good.status.success(), "{good:?}");
+    let pids = family(lab.daemons()[0]);
+    let remount = call("rw,remount");
+    assert_eq!(remount.status.code(), Some(32));
+    assert!(String::from_utf8(remount.stderr).unwrap().contains("unmount and mount again"));
+    lab.umount();
+    lab.assert_clean(&pids);
+}
+
+#[test]
 fn the_mount_helper_translates_what_mount_says() {
     let Some(lab) = lab("mount helper") else { return };
     let helper = Path::new(env!("CARGO_MANIFEST_DIR")).join("mount-helpers/mount.vmtree");

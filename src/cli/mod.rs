@@ -9,6 +9,7 @@ mod mount;
 mod tour;
 mod umount;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -126,7 +127,7 @@ impl From<vmtree_api::Error> for Failure {
 /// Runs the command that the arguments name.
 #[must_use]
 pub fn run() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(arguments(std::env::args_os()));
     start_logging(&cli.command);
     match dispatch(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
@@ -135,6 +136,16 @@ pub fn run() -> ExitCode {
             ExitCode::from(failure.code)
         }
     }
+}
+
+/// The arguments, with the command that mount(8) leaves out: for a mount of the type fuse.vmtree, so also for a
+/// remount, it calls `vmtree SOURCE MOUNTPOINT -o OPTIONS`. No command has a colon in its name.
+fn arguments(given: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut all: Vec<OsString> = given.collect();
+    if all.get(1).is_some_and(|first| first.to_string_lossy().contains(':')) {
+        all.insert(1, "mount".into());
+    }
+    all
 }
 
 fn dispatch(command: Command) -> Result<(), Failure> {

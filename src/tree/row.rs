@@ -31,7 +31,9 @@ impl Need {
         match self {
             Self::Nothing => Ok(()),
             Self::Blocks if driver.memory().blocks().is_empty() => {
-                Err(Missing::new("the guest's memory is not backed by a file that can be shared"))
+                let missing = Missing::new("the guest's memory is not backed by a file that can be shared");
+                Err(missing
+                    .cure("start it with a shared memory backend (for QEMU: memory-backend-memfd,share=on)"))
             }
             Self::Blocks => Ok(()),
             Self::Registers => driver.registers().map(drop),
