@@ -137,19 +137,25 @@ impl World {
     }
 
     fn send(&mut self, from: usize, command: Command) {
-        for (index, apic) in self.apics.iter_mut().enumerate() {
-            let meant = match command.to {
-                Destination::Myself => index == from,
-                Destination::All | Destination::Physical(0xff) => true,
-                Destination::Others => index != from,
-                Destination::Physical(id) => index == usize::from(id),
-                Destination::Logical(to) => apic.logically(to),
-            };
-            match command.what {
-                Signal::Fixed(vector) if meant => apic.raise(vector),
-                Signal::Nmi if meant => apic.nmi = true,
-                _ => {}
+        let all = self.apics.iter_mut().enumerate().filter(|(index, apic)| match command.to {
+            Destination::Myself => *index == from,
+            Destination::All | Destination::Physical(0xff) => true,
+            Destination::Others => *index != from,
+            Destination::Physical(id) => *index == usize::from(id),
+            Destination::Logical(to) => apic.logically(to),
+        });
+        let mut meant = all.map(|(_, apic)| apic);
+        match command.what {
+            Signal::Fixed(vector) => meant.for_each(|apic| apic.raise(vector)),
+            // Of equals, the first.
+            Signal::Lowest(vector) => {
+                if let Some(apic) =
+                    meant.by_ref().filter(|apic| apic.enabled()).min_by_key(|apic| apic.ppr() >> 4)
+                {
+                    apic.raise(vector);
+                }
             }
+            Signal::Nmi => meant.for_each(|apic| apic.nmi = true),
         }
     }
 

@@ -1,10 +1,12 @@
 //! Small guests, assembled here, on a machine without its thread.
 
+mod canonical;
 mod events;
 mod multi;
 mod paging;
 mod privilege;
 mod system;
+mod wild;
 
 use std::sync::Arc;
 
