@@ -5,7 +5,7 @@ use std::fmt::Write;
 use vmtree_api::{Driver, PAGE_SIZE};
 
 use super::Ctx;
-use super::table::Need;
+use super::row::Need;
 use crate::error::FsResult;
 use crate::memory::Holes;
 
