@@ -108,11 +108,13 @@ impl Execution for Noting {
         let epoch = self.notes.hold()?;
         let pause = execution.pause().inspect_err(|_| self.notes.release(epoch))?;
         let notes = self.notes.clone();
-        Ok(Pause::new(move || {
+        let exclusive = pause.exclusive();
+        let noted = Pause::new(move || {
             let result = pause.resume();
             notes.release(epoch);
             result
-        }))
+        });
+        Ok(if exclusive { noted } else { noted.shared() })
     }
 
     fn force_resume(&self) -> Result<()> {

@@ -49,9 +49,10 @@ fn pause(ctx: &Ctx<'_>) -> FsResult<()> {
         pause.resume()?;
         return Err(nobody_waits());
     }
+    let exclusive = pause.exclusive();
     // The old one ends after the new one has begun, so the VM does not run in between.
     let old = held.replace(pause);
-    tree.memory.cache().set_paused(true);
+    tree.memory.cache().set_paused(exclusive);
     old.map_or(Ok(()), |old| Ok(old.resume()?))
 }
 
