@@ -10,7 +10,10 @@ use vmtree_api::{
     Arch, Driver, Error, ErrorKind, Execution, Facts, Host, Memory, Missing, Registers, Result, Source,
 };
 
+use crate::control::Control;
+use crate::execution::Vm;
 use crate::find::{self, Found};
+use crate::keeper::Keeper;
 use crate::memory::GuestMemory;
 use crate::qmp::Qmp;
 use crate::source::Target;
@@ -21,9 +24,11 @@ const OP: &str = "open qemu";
 
 struct Qemu {
     facts: Facts,
-    memory: GuestMemory,
+    memory: Arc<GuestMemory>,
     /// Dropped, it stops waiting for QEMU's end.
     _watch: Watch,
+    /// Dropped, it gives back what is paused.
+    execution: Vm,
 }
 
 /// Opens the QEMU that `source` names: `qemu:/path/to/qmp.sock`, `qemu:name=NAME` or `qemu:pid=PID`.
@@ -42,12 +47,14 @@ pub fn open(source: Source, host: Arc<dyn Host>) -> Result<Box<dyn Driver>> {
     let process = watch::open(pid)?;
     let mut facts = facts(&qmp, pid)?;
     let ended = Arc::new(AtomicBool::new(false));
-    let memory = GuestMemory::new(pid, Arc::clone(&ended));
+    let memory = Arc::new(GuestMemory::new(pid, Arc::clone(&ended)));
     memory.refresh(&qmp)?;
-    verify(&qmp, &memory)?;
+    verify(&qmp, &*memory)?;
     facts.extra.push(("memory", memory.ways()));
-    let watch = Watch::start(process, ended, host)?;
-    Ok(Box::new(Qemu { facts, memory, _watch: watch }))
+    let control = Arc::new(Control::new(qmp, Arc::clone(&ended))?);
+    let mut keeper = Keeper::new(pid, &control, Arc::clone(&memory), Arc::clone(&ended), Arc::clone(&host));
+    let watch = Watch::start(process, ended, host, move || keeper.tick())?;
+    Ok(Box::new(Qemu { facts, memory, _watch: watch, execution: Vm(control) }))
 }
 
 fn facts(qmp: &Qmp, pid: u32) -> Result<Facts> {
@@ -86,7 +93,7 @@ impl Driver for Qemu {
     }
 
     fn memory(&self) -> &dyn Memory {
-        &self.memory
+        &*self.memory
     }
 
     fn registers(&self) -> std::result::Result<&dyn Registers, Missing> {
@@ -94,7 +101,7 @@ impl Driver for Qemu {
     }
 
     fn execution(&self) -> std::result::Result<&dyn Execution, Missing> {
-        Err(later("pause, resume and step, through QEMU's monitor and gdbstub"))
+        Ok(&self.execution)
     }
 
     fn events(&self) -> std::result::Result<&dyn EventSource, Missing> {
