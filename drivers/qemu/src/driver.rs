@@ -10,6 +10,8 @@ use vmtree_api::{
     Arch, Driver, Error, ErrorKind, Execution, Facts, Host, Memory, Missing, Registers, Result, Source,
 };
 
+use crate::control::Control;
+use crate::execution::Vm;
 use crate::find::{self, Found};
 use crate::memory::GuestMemory;
 use crate::qmp::Qmp;
@@ -24,6 +26,8 @@ struct Qemu {
     memory: GuestMemory,
     /// Dropped, it stops waiting for QEMU's end.
     _watch: Watch,
+    /// Dropped, it gives back what is paused.
+    execution: Vm,
 }
 
 /// Opens the QEMU that `source` names: `qemu:/path/to/qmp.sock`, `qemu:name=NAME` or `qemu:pid=PID`.
@@ -46,8 +50,9 @@ pub fn open(source: Source, host: Arc<dyn Host>) -> Result<Box<dyn Driver>> {
     memory.refresh(&qmp)?;
     verify(&qmp, &memory)?;
     facts.extra.push(("memory", memory.ways()));
-    let watch = Watch::start(process, ended, host)?;
-    Ok(Box::new(Qemu { facts, memory, _watch: watch }))
+    let watch = Watch::start(process, Arc::clone(&ended), host)?;
+    let execution = Vm(Arc::new(Control::new(qmp, ended)?));
+    Ok(Box::new(Qemu { facts, memory, _watch: watch, execution }))
 }
 
 fn facts(qmp: &Qmp, pid: u32) -> Result<Facts> {
@@ -94,7 +99,7 @@ impl Driver for Qemu {
     }
 
     fn execution(&self) -> std::result::Result<&dyn Execution, Missing> {
-        Err(later("pause, resume and step, through QEMU's monitor and gdbstub"))
+        Ok(&self.execution)
     }
 
     fn events(&self) -> std::result::Result<&dyn EventSource, Missing> {

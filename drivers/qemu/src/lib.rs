@@ -4,15 +4,19 @@
 //! backends, or from the memory of the QEMU process where there are none.
 
 mod backing;
+mod control;
 mod doctor;
 mod driver;
+mod execution;
 mod find;
 mod hmp;
 mod layout;
+mod link;
 mod memory;
 mod options;
 mod process;
 mod qmp;
+mod runstate;
 mod source;
 mod sys;
 mod verify;
