@@ -15,6 +15,7 @@ use crate::execution::Vm;
 use crate::find::{self, Found};
 use crate::memory::GuestMemory;
 use crate::qmp::Qmp;
+use crate::registers::Access;
 use crate::source::Target;
 use crate::verify::verify;
 use crate::watch::{self, Watch};
@@ -26,6 +27,7 @@ struct Qemu {
     memory: GuestMemory,
     /// Dropped, it stops waiting for QEMU's end.
     _watch: Watch,
+    registers: Arc<Access>,
     /// Dropped, it gives back what is paused.
     execution: Vm,
 }
@@ -51,8 +53,11 @@ pub fn open(source: Source, host: Arc<dyn Host>) -> Result<Box<dyn Driver>> {
     verify(&qmp, &memory)?;
     facts.extra.push(("memory", memory.ways()));
     let watch = Watch::start(process, Arc::clone(&ended), host)?;
-    let execution = Vm(Arc::new(Control::new(qmp, ended)?));
-    Ok(Box::new(Qemu { facts, memory, _watch: watch, execution }))
+    let control = Arc::new(Control::new(qmp, ended)?);
+    let monitor = control.lock().settle()?;
+    let registers = Arc::new(Access::new(Arc::clone(&control), &monitor, pid)?);
+    let execution = Vm { control, registers: Arc::clone(&registers) };
+    Ok(Box::new(Qemu { facts, memory, _watch: watch, registers, execution }))
 }
 
 fn facts(qmp: &Qmp, pid: u32) -> Result<Facts> {
@@ -95,7 +100,7 @@ impl Driver for Qemu {
     }
 
     fn registers(&self) -> std::result::Result<&dyn Registers, Missing> {
-        Err(later("vCPU registers, through QEMU's gdbstub and monitor"))
+        Ok(&*self.registers)
     }
 
     fn execution(&self) -> std::result::Result<&dyn Execution, Missing> {

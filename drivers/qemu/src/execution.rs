@@ -5,14 +5,20 @@ use std::sync::{Arc, Weak};
 use vmtree_api::{Cancel, Error, ErrorKind, Execution, Pause, Result, RunState, VcpuId};
 
 use crate::control::{Control, PATIENCE, migrated};
+use crate::registers::Access;
 use crate::runstate::Status;
 
 /// The execution of a VM under this control.
-pub struct Vm(pub Arc<Control>);
+pub struct Vm {
+    /// Stops it and lets it go on.
+    pub control: Arc<Control>,
+    /// Has the gdbstub, which steps.
+    pub registers: Arc<Access>,
+}
 
 impl Execution for Vm {
     fn state(&self) -> Result<RunState> {
-        let mut session = self.0.lock();
+        let mut session = self.control.lock();
         session.settle()?;
         Ok(match session.status()? {
             Status::Running => RunState::Running,
@@ -22,7 +28,7 @@ impl Execution for Vm {
     }
 
     fn pause(&self) -> Result<Pause> {
-        let mut session = self.0.lock();
+        let mut session = self.control.lock();
         session.settle()?;
         let mut status = session.status()?;
         if status == Status::Running && !session.stop()? {
@@ -40,12 +46,12 @@ impl Execution for Vm {
             Status::Running | Status::Stopped | Status::Failed => {}
         }
         session.pauses += 1;
-        let (control, epoch) = (Arc::downgrade(&self.0), session.epoch);
+        let (control, epoch) = (Arc::downgrade(&self.control), session.epoch);
         Ok(Pause::new(move || resume(&control, epoch)))
     }
 
     fn force_resume(&self) -> Result<()> {
-        let mut session = self.0.lock();
+        let mut session = self.control.lock();
         session.settle()?;
         match session.status()? {
             Status::Running => Ok(()),
@@ -55,8 +61,8 @@ impl Execution for Vm {
         }
     }
 
-    fn step(&self, _vcpu: VcpuId, _count: u64, _cancel: &Cancel) -> Result<u64> {
-        Err(Error::new(ErrorKind::Unsupported, "step", "stepping a vCPU of QEMU takes its gdbstub"))
+    fn step(&self, vcpu: VcpuId, count: u64, cancel: &Cancel) -> Result<u64> {
+        self.registers.step(vcpu, count, cancel)
     }
 }
 

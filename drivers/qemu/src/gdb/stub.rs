@@ -115,17 +115,6 @@ impl Stub {
         Ok(Values { layout: &self.layout, bytes })
     }
 
-    /// One register of the vCPU with this index, read anew.
-    ///
-    /// # Errors
-    /// [`ErrorKind::NotFound`] if there is no such vCPU or register; those of the connection.
-    pub fn read_one(&mut self, vcpu: u32, name: &str) -> Result<u64> {
-        let number = self.register(name)?.number;
-        self.select(vcpu)?;
-        let answer = self.wire.ask(&format!("p{number:x}"))?;
-        from_hex(&answer).as_deref().and_then(word).ok_or_else(|| refused(name, &answer))
-    }
-
     /// Sets one register of the vCPU with this index. QEMU may drop bits: read it back.
     ///
     /// # Errors
@@ -151,6 +140,12 @@ impl Stub {
     /// [`ErrorKind::NotFound`] if there is no such vCPU; those of the connection. The VM may run then.
     pub fn step(&mut self, vcpu: u32, count: u64, cancel: &Cancel) -> Result<u64> {
         self.select(vcpu)?;
+        // QEMU ends the stepping of the vCPU that is selected for going on, whenever the VM stops.
+        let thread = self.thread(vcpu);
+        let answer = self.wire.ask(&format!("Hc{thread}"))?;
+        if answer != b"OK" {
+            return Err(refused("Hc", &answer));
+        }
         let mut done = 0;
         while done < count && !cancel.raised() {
             let one = self.one_step(vcpu, self.step_bits, INSTRUCTION, cancel)?;
