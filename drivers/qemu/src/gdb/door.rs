@@ -115,6 +115,8 @@ impl Door {
             }
         }
         if self.open.is_none() {
+            // By connecting, maybe, if somebody let the VM run since.
+            self.broke_in = true;
             self.open = Some(self.opened(qmp)?);
         }
         let Some(open) = &mut self.open else {
@@ -150,7 +152,7 @@ impl Door {
         }
     }
 
-    /// Whether a request stopped a VM that somebody had let run meanwhile, and was lost. Told once, when it is closed.
+    /// Whether a request stopped a VM that somebody had let run meanwhile, and was lost; also whether connecting may have. Told once.
     #[must_use]
     pub fn take_broke_in(&mut self) -> bool {
         std::mem::take(&mut self.broke_in)

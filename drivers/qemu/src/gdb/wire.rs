@@ -15,7 +15,11 @@ use super::packet::{Decoder, Item, encode};
 const OP: &str = "ask QEMU's gdbstub";
 
 /// How long an answer may take. The VM stands still meanwhile, so QEMU has nothing else to do.
-const ANSWER: Duration = Duration::from_secs(2);
+const ANSWER: Duration = Duration::from_secs(1);
+
+/// How long the first answer may take after word of a stop: by our connecting, then it comes at once, or by the request,
+/// then it never comes.
+const AFTER_STOP: Duration = Duration::from_millis(200);
 
 /// A connection.
 #[derive(Debug)]
@@ -142,20 +146,24 @@ impl Wire {
     }
 
     fn answer(&mut self, first: bool) -> Result<Vec<u8>> {
-        let deadline = Instant::now() + ANSWER;
+        let mut deadline = Instant::now() + ANSWER;
+        let busy = || Error::new(ErrorKind::Busy, OP, "somebody let the VM run at the same moment");
+        let mut stopped = false;
         loop {
             let Some(packet) = self.next(deadline)? else {
                 // Since 8.1 the stub tells nothing of a stop that is not the answer to a request.
                 self.broke_in = true;
-                return Err(late());
+                return Err(if stopped { busy() } else { late() });
             };
             if !is_stop(&packet) {
                 return Ok(packet);
             }
             if !first {
                 self.broke_in = true;
-                return Err(Error::new(ErrorKind::Busy, OP, "somebody let the VM run at the same moment"));
+                return Err(busy());
             }
+            stopped = true;
+            deadline = deadline.min(Instant::now() + AFTER_STOP);
         }
     }
 

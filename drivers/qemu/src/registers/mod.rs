@@ -147,18 +147,12 @@ impl Inner {
             door.close_if_broken(stopped.qmp());
             let broke_in = door.take_broke_in();
             drop(door);
+            let failed = result.is_err();
+            let resumed = if failed || broke_in { stopped.renew(broke_in)? } else { false };
             match result {
-                Err(error) if error.kind() == ErrorKind::Busy && tries < TRIES => {
-                    log::debug!("once more: {error}");
-                }
-                result => {
-                    if broke_in {
-                        stopped.renew(true)?;
-                    }
-                    return result;
-                }
+                Err(error) if again(&error, resumed) && tries < TRIES => log::debug!("once more: {error}"),
+                result => return result,
             }
-            stopped.renew(broke_in)?;
             tries += 1;
         }
     }
@@ -223,6 +217,11 @@ impl Inner {
         }
         door.is_open()
     }
+}
+
+/// Whether an error is one of being disturbed: `resumed` says whether somebody let the VM run.
+fn again(error: &Error, resumed: bool) -> bool {
+    resumed && matches!(error.kind(), ErrorKind::Busy | ErrorKind::TimedOut | ErrorKind::Gone)
 }
 
 impl Drop for Access {

@@ -66,6 +66,7 @@ pub fn transact(door: &mut Door, qmp: &Qmp, vcpu: VcpuId, words: &[Word]) -> Res
 
 fn put(door: &mut Door, qmp: &Qmp, vcpu: VcpuId, words: &[Word], after: &Registers) -> Result<()> {
     let stub = door.stub(qmp)?;
+    // After a `g`, by which QEMU fetches KVM's registers.
     for (_, gdb, value) in words {
         stub.write_one(vcpu.0, gdb, *value)?;
     }
@@ -87,6 +88,8 @@ fn put(door: &mut Door, qmp: &Qmp, vcpu: VcpuId, words: &[Word], after: &Registe
 fn put_back(door: &mut Door, qmp: &Qmp, vcpu: VcpuId, words: &[Word], before: &Registers) -> Result<()> {
     door.close_if_broken(qmp);
     let stub = door.stub(qmp)?;
+    // QEMU fetches KVM's registers for `g` and not for `P`: what is set before it would be lost.
+    stub.read(vcpu.0)?;
     for (reg, gdb, _) in words.iter().rev() {
         if let RegValue::Word(old) = before.get(*reg) {
             stub.write_one(vcpu.0, gdb, old)?;
