@@ -66,6 +66,16 @@ impl Control {
         self.session.try_lock()
     }
 
+    /// Gives the `cont` that a dead process of ours owed.
+    ///
+    /// # Errors
+    /// It could not be given.
+    pub fn adopt(&self) -> Result<()> {
+        let mut session = self.lock();
+        session.owed = true;
+        session.release(Duration::ZERO).inspect_err(|_| session.owed = false)
+    }
+
     /// Does `f` while the VM stands still, and leaves it as it was found on every path: what ran goes on, unless
     /// somebody else has stopped or resumed it meanwhile; what was stopped stays so.
     ///
@@ -106,6 +116,7 @@ impl Session {
     /// Those of [`Link::connect`].
     pub fn settle(&mut self) -> Result<Arc<Qmp>> {
         self.link.check_alive()?;
+        self.link.touch();
         if let Some(line) = self.link.line() {
             match self.note(&line) {
                 Ok(()) => return Ok(line),
@@ -217,6 +228,20 @@ impl Session {
             self.owed = false;
             self.pauses = 0;
             self.epoch += 1;
+        }
+    }
+
+    /// Now and then: hears what others did, gives what is still owed after a failure, and lets an idle connection go.
+    pub fn tend(&mut self) {
+        if let Some(line) = self.link.line() {
+            // Broken, it is closed.
+            let _ = self.note(&line);
+        }
+        if self.owed && self.pauses == 0 && self.release(Duration::ZERO).is_ok() {
+            log::info!("the VM is let go on after all");
+        }
+        if !self.owed {
+            self.link.close_if_idle();
         }
     }
 
@@ -335,3 +360,7 @@ impl Drop for Stopped<'_> {
 #[cfg(test)]
 #[path = "control_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "control_fake_tests.rs"]
+mod fake_tests;

@@ -13,9 +13,10 @@ use vmtree_api::{
 use crate::control::Control;
 use crate::execution::Vm;
 use crate::find::{self, Found};
+use crate::keeper::Keeper;
 use crate::memory::GuestMemory;
 use crate::qmp::Qmp;
-use crate::registers::Access;
+use crate::registers::{self, Access};
 use crate::source::Target;
 use crate::verify::verify;
 use crate::watch::{self, Watch};
@@ -24,7 +25,7 @@ const OP: &str = "open qemu";
 
 struct Qemu {
     facts: Facts,
-    memory: GuestMemory,
+    memory: Arc<GuestMemory>,
     /// Dropped, it stops waiting for QEMU's end.
     _watch: Watch,
     registers: Arc<Access>,
@@ -48,15 +49,16 @@ pub fn open(source: Source, host: Arc<dyn Host>) -> Result<Box<dyn Driver>> {
     let process = watch::open(pid)?;
     let mut facts = facts(&qmp, pid)?;
     let ended = Arc::new(AtomicBool::new(false));
-    let memory = GuestMemory::new(pid, Arc::clone(&ended));
+    let memory = Arc::new(GuestMemory::new(pid, Arc::clone(&ended)));
     memory.refresh(&qmp)?;
-    verify(&qmp, &memory)?;
+    verify(&qmp, &*memory)?;
     facts.extra.push(("memory", memory.ways()));
-    let watch = Watch::start(process, Arc::clone(&ended), host)?;
-    let control = Arc::new(Control::new(qmp, ended)?);
-    let monitor = control.lock().settle()?;
-    let registers = Arc::new(Access::new(Arc::clone(&control), &monitor, pid)?);
-    let execution = Vm { control, registers: Arc::clone(&registers) };
+    let control = Arc::new(Control::new(qmp, Arc::clone(&ended))?);
+    let with_gdb = registers::can_have_gdb(&*control.lock().settle()?)?;
+    let registers = Arc::new(Access::new(Arc::clone(&control), pid, with_gdb)?);
+    let mut keeper = Keeper::new(pid, &control, Arc::clone(&memory), Arc::clone(&ended), Arc::clone(&host));
+    let watch = Watch::start(process, ended, host, move || keeper.tick())?;
+    let execution = Vm(control, Arc::clone(&registers));
     Ok(Box::new(Qemu { facts, memory, _watch: watch, registers, execution }))
 }
 
@@ -96,7 +98,7 @@ impl Driver for Qemu {
     }
 
     fn memory(&self) -> &dyn Memory {
-        &self.memory
+        &*self.memory
     }
 
     fn registers(&self) -> std::result::Result<&dyn Registers, Missing> {

@@ -8,17 +8,12 @@ use crate::control::{Control, PATIENCE, migrated};
 use crate::registers::Access;
 use crate::runstate::Status;
 
-/// The execution of a VM under this control.
-pub struct Vm {
-    /// Stops it and lets it go on.
-    pub control: Arc<Control>,
-    /// Has the gdbstub, which steps.
-    pub registers: Arc<Access>,
-}
+/// The execution of a VM under this control; its gdbstub steps.
+pub struct Vm(pub Arc<Control>, pub Arc<Access>);
 
 impl Execution for Vm {
     fn state(&self) -> Result<RunState> {
-        let mut session = self.control.lock();
+        let mut session = self.0.lock();
         session.settle()?;
         Ok(match session.status()? {
             Status::Running => RunState::Running,
@@ -28,7 +23,7 @@ impl Execution for Vm {
     }
 
     fn pause(&self) -> Result<Pause> {
-        let mut session = self.control.lock();
+        let mut session = self.0.lock();
         session.settle()?;
         let mut status = session.status()?;
         if status == Status::Running && !session.stop()? {
@@ -46,12 +41,12 @@ impl Execution for Vm {
             Status::Running | Status::Stopped | Status::Failed => {}
         }
         session.pauses += 1;
-        let (control, epoch) = (Arc::downgrade(&self.control), session.epoch);
+        let (control, epoch) = (Arc::downgrade(&self.0), session.epoch);
         Ok(Pause::new(move || resume(&control, epoch)))
     }
 
     fn force_resume(&self) -> Result<()> {
-        let mut session = self.control.lock();
+        let mut session = self.0.lock();
         session.settle()?;
         match session.status()? {
             Status::Running => Ok(()),
@@ -62,7 +57,7 @@ impl Execution for Vm {
     }
 
     fn step(&self, vcpu: VcpuId, count: u64, cancel: &Cancel) -> Result<u64> {
-        self.registers.step(vcpu, count, cancel)
+        self.1.step(vcpu, count, cancel)
     }
 }
 

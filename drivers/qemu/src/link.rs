@@ -36,9 +36,13 @@ impl Link {
 
     /// The connection, if there is one.
     #[must_use]
-    pub fn line(&mut self) -> Option<Arc<Qmp>> {
-        self.used = Instant::now();
+    pub fn line(&self) -> Option<Arc<Qmp>> {
         self.line.clone()
+    }
+
+    /// Keeps the connection for a while.
+    pub fn touch(&mut self) {
+        self.used = Instant::now();
     }
 
     /// Connects anew.
@@ -46,7 +50,7 @@ impl Link {
     /// # Errors
     /// [`ErrorKind::Gone`] if QEMU has ended, also where another one listens there now; those of [`Qmp::connect`].
     pub fn connect(&mut self) -> Result<Arc<Qmp>> {
-        self.line = None;
+        self.close();
         self.check_alive()?;
         let qmp = Qmp::connect(&self.path)?;
         if qmp.peer()? != self.peer {
@@ -74,15 +78,17 @@ impl Link {
         self.line.is_some()
     }
 
-    /// Hangs up.
+    /// Hangs up, also for those who still have the connection: the server takes no other client before.
     pub fn close(&mut self) {
-        self.line = None;
+        if let Some(line) = self.line.take() {
+            line.hang_up();
+        }
     }
 
     /// Hangs up if nobody has used the connection for a while.
     pub fn close_if_idle(&mut self) {
         if self.used.elapsed() >= IDLE {
-            self.line = None;
+            self.close();
         }
     }
 }

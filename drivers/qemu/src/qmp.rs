@@ -51,6 +51,12 @@ impl Qmp {
         Ok(qmp)
     }
 
+    /// Ends the connection for all who share it.
+    pub fn hang_up(&self) {
+        // Fails only where the server has hung up already.
+        let _ = self.lines.lock().stream.shutdown(std::net::Shutdown::Both);
+    }
+
     /// The socket.
     #[must_use]
     pub fn path(&self) -> &Path {

@@ -13,9 +13,7 @@ use std::time::{Duration, Instant};
 
 use lab::Vm;
 use vmtree_api::x86::{Reg, Registers as Regs, Segment};
-use vmtree_api::{
-    Cancel, Driver, ErrorKind, NoHost, RegValue, RegisterSet, RunState, Source, VcpuId,
-};
+use vmtree_api::{Cancel, Driver, ErrorKind, NoHost, RegValue, RegisterSet, RunState, Source, VcpuId};
 use vmtree_guest::mailbox::{self, Counter, Op, Site};
 use vmtree_guest::{Mailbox, layout};
 
@@ -36,9 +34,20 @@ fn boot(vcpus: u32, extra: &[&str]) -> Option<Lab> {
     std::fs::write(image.path(), vmtree_guest::elf()).unwrap();
     let (smp, kernel) = (vcpus.to_string(), image.path().to_str().unwrap());
     let args = [
-        "-accel", "tcg", "-m", "64M", "-machine", "pc,memory-backend=m", "-nic", "none", //
-        "-object", "memory-backend-file,id=m,size=64M,share=on,mem-path=ram", //
-        "-smp", &smp, "-kernel", kernel,
+        "-accel",
+        "tcg",
+        "-m",
+        "64M",
+        "-machine",
+        "pc,memory-backend=m",
+        "-nic",
+        "none", //
+        "-object",
+        "memory-backend-file,id=m,size=64M,share=on,mem-path=ram", //
+        "-smp",
+        &smp,
+        "-kernel",
+        kernel,
     ];
     let vm = Vm::start(&[&args, extra].concat());
     let ram = File::options().read(true).write(true).open(vm.folder().join("ram")).unwrap();
@@ -58,8 +67,7 @@ impl Lab {
     }
 
     fn write(&self, vcpu: u32, changes: &[(Reg, u64)]) -> vmtree_api::Result<()> {
-        let changes: Vec<_> =
-            changes.iter().map(|(reg, value)| (reg.id(), RegValue::Word(*value))).collect();
+        let changes: Vec<_> = changes.iter().map(|(reg, value)| (reg.id(), RegValue::Word(*value))).collect();
         self.driver.registers().unwrap().write(VcpuId(vcpu), &changes)
     }
 
@@ -154,7 +162,10 @@ fn values_are_the_guests_own_and_qemus() {
         }
         let tss = descriptor(&lab, regs.gdtr.base, regs.tr.selector);
         // Bit 1 of the type is busy.
-        assert_eq!((regs.tr.base & 0xffff_ffff, regs.tr.limit, regs.tr.attr | 2), (tss.base, tss.limit, tss.attr | 2));
+        assert_eq!(
+            (regs.tr.base & 0xffff_ffff, regs.tr.limit, regs.tr.attr | 2),
+            (tss.base, tss.limit, tss.attr | 2)
+        );
     }
     assert_eq!(lab.state(), RunState::Running);
     let pause = lab.driver.execution().unwrap().pause().unwrap();
@@ -163,11 +174,25 @@ fn values_are_the_guests_own_and_qemus() {
         let regs = lab.read(vcpu);
         assert_eq!(regs, lab.read(vcpu), "paused, nothing moves");
         for (name, value) in [
-            ("RAX", regs.gpr[0]), ("RBX", regs.gpr[3]), ("RSP", regs.gpr[4]), ("RBP", regs.gpr[5]),
-            ("RDI", regs.gpr[7]), ("R8 ", regs.gpr[8]), ("R14", regs.gpr[14]), ("R15", regs.gpr[15]),
-            ("RIP", regs.rip), ("RFL", regs.rflags), ("CR0", regs.cr0), ("CR2", regs.cr2), ("CR3", regs.cr3),
-            ("CR4", regs.cr4), ("DR0", regs.dr[0]), ("DR3", regs.dr[3]), ("DR6", regs.dr[6]),
-            ("DR7", regs.dr[7]), ("EFER", regs.efer),
+            ("RAX", regs.gpr[0]),
+            ("RBX", regs.gpr[3]),
+            ("RSP", regs.gpr[4]),
+            ("RBP", regs.gpr[5]),
+            ("RDI", regs.gpr[7]),
+            ("R8 ", regs.gpr[8]),
+            ("R14", regs.gpr[14]),
+            ("R15", regs.gpr[15]),
+            ("RIP", regs.rip),
+            ("RFL", regs.rflags),
+            ("CR0", regs.cr0),
+            ("CR2", regs.cr2),
+            ("CR3", regs.cr3),
+            ("CR4", regs.cr4),
+            ("DR0", regs.dr[0]),
+            ("DR3", regs.dr[3]),
+            ("DR6", regs.dr[6]),
+            ("DR7", regs.dr[7]),
+            ("EFER", regs.efer),
         ] {
             assert_eq!(value, shown(&text, vcpu, name), "{name}");
         }
@@ -188,7 +213,9 @@ fn values_that_the_guest_put_there_are_read() {
     for (vcpu, level) in [(0, 3), (1, 5)] {
         lab.mailbox.order(vcpu, Op::WriteCr8, &[1, level], PATIENCE).unwrap();
         lab.mailbox.order(vcpu, Op::WriteDr, &[1, 2, 0x1234_5000 + level], PATIENCE).unwrap();
-        lab.mailbox.order(vcpu, Op::WriteMsr, &[1, 0xc000_0102, 0xffff_8000_0000_0000 + level], PATIENCE).unwrap();
+        lab.mailbox
+            .order(vcpu, Op::WriteMsr, &[1, 0xc000_0102, 0xffff_8000_0000_0000 + level], PATIENCE)
+            .unwrap();
         let regs = lab.read(vcpu as u32);
         assert_eq!((regs.cr8, regs.dr[2]), (level, 0x1234_5000 + level));
         let base = 0xffff_8000_0000_0000 + level;
@@ -197,7 +224,8 @@ fn values_that_the_guest_put_there_are_read() {
     lab.mailbox.order(0, Op::WriteCr8, &[1, 0], PATIENCE).unwrap();
     // And the other way: what is written here, the guest reads.
     lab.write(1, &[(Reg::Cr8, 6)]).unwrap();
-    let vmtree_guest::Outcome::Done([level, ..]) = lab.mailbox.order(1, Op::ReadCr8, &[1], PATIENCE).unwrap() else {
+    let vmtree_guest::Outcome::Done([level, ..]) = lab.mailbox.order(1, Op::ReadCr8, &[1], PATIENCE).unwrap()
+    else {
         panic!("no CR8")
     };
     assert_eq!(level, 6);
@@ -258,7 +286,8 @@ fn a_step_is_one_instruction_and_the_other_vcpu_stands_still() {
     assert_eq!(lab.step(0, 200).unwrap(), 200);
     let rounds = lab.read(0);
     assert_eq!(rounds.rip, first.rip);
-    let moved: Vec<u64> = (0..16).map(|at| first.gpr[at].wrapping_sub(rounds.gpr[at])).filter(|by| *by != 0).collect();
+    let moved: Vec<u64> =
+        (0..16).map(|at| first.gpr[at].wrapping_sub(rounds.gpr[at])).filter(|by| *by != 0).collect();
     assert_eq!(moved, [101], "100 rounds and one: {first:x?} {rounds:x?}");
     assert_eq!(lab.read(1), second, "the other stood still");
     assert_eq!(lab.step(1, 2).unwrap(), 2);
@@ -436,7 +465,10 @@ fn kvm_guests_are_read_written_and_stepped() {
         assert_eq!(value, shown(&text, 1, name), "{name}");
     }
     let write = |reg: Reg, value: u64| {
-        driver.registers().unwrap().write(VcpuId(1), &[(Reg::Rbx.id(), RegValue::Word(9)), (reg.id(), RegValue::Word(value))])
+        driver
+            .registers()
+            .unwrap()
+            .write(VcpuId(1), &[(Reg::Rbx.id(), RegValue::Word(9)), (reg.id(), RegValue::Word(value))])
     };
     write(Reg::Rdx, 0x1234).unwrap();
     assert_eq!(shown(&vm.human("info registers -a"), 1, "EDX"), 0x1234);

@@ -54,7 +54,8 @@ pub struct Taken {
 pub fn taken(qmp: &Qmp) -> Result<Option<Taken>> {
     let all = qmp.execute("query-chardev", Value::Null)?;
     let text = |device: &Value, key: &str| device.get(key).and_then(Value::as_str).map(str::to_owned);
-    let gdb = all.as_array().into_iter().flatten().find(|device| text(device, "label").as_deref() == Some("gdb"));
+    let gdb =
+        all.as_array().into_iter().flatten().find(|device| text(device, "label").as_deref() == Some("gdb"));
     let Some(name) = gdb.map(|device| text(device, "filename").unwrap_or_default()) else { return Ok(None) };
     let address = name.strip_prefix("disconnected:").map(str::to_owned);
     Ok(Some(Taken { attached: address.is_none(), address: address.unwrap_or(name) }))
@@ -134,7 +135,8 @@ impl Door {
             qmp.human("gdbserver none")?;
         }
         let folder = Folder::new(self.pid)?;
-        let answer = qmp.human(&format!("gdbserver unix:{},server=on,wait=off", folder.socket().display()))?;
+        let answer =
+            qmp.human(&format!("gdbserver unix:{},server=on,wait=off", folder.socket().display()))?;
         match connect(&folder, &answer).and_then(Stub::begin) {
             Ok(stub) => Ok(Open { stub, folder, used: Instant::now() }),
             Err(error) => {
@@ -225,7 +227,8 @@ impl Folder {
             }
             let lock = File::open(&path).map_err(failed)?;
             let folder = Self { path, _lock: lock };
-            flock(&folder._lock, FlockOperation::NonBlockingLockExclusive).map_err(|errno| failed(errno.into()))?;
+            flock(&folder._lock, FlockOperation::NonBlockingLockExclusive)
+                .map_err(|errno| failed(errno.into()))?;
             folder.give_to(pid);
             return Ok(folder);
         }

@@ -123,7 +123,9 @@ impl Stub {
     pub fn write_one(&mut self, vcpu: u32, name: &str, value: u64) -> Result<()> {
         let &Register { number, bytes, .. } = self.register(name)?;
         let value = value.to_le_bytes();
-        let Some(value) = value.get(..bytes) else { return Err(protocol("has a wider register of that name")) };
+        let Some(value) = value.get(..bytes) else {
+            return Err(protocol("has a wider register of that name"));
+        };
         let request = format!("P{number:x}={}", to_hex(value));
         self.select(vcpu)?;
         let answer = self.wire.ask(&request)?;

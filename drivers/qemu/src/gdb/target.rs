@@ -29,7 +29,8 @@ impl Layout {
         for document in documents {
             let plain = without_comments(document);
             for element in elements(&plain, "reg") {
-                let (Some(name), Some(bits)) = (attribute(element, "name"), attribute(element, "bitsize")) else {
+                let (Some(name), Some(bits)) = (attribute(element, "name"), attribute(element, "bitsize"))
+                else {
                     continue;
                 };
                 let number = attribute(element, "regnum").and_then(|text| text.parse().ok()).unwrap_or(next);
@@ -59,7 +60,10 @@ impl Layout {
 #[must_use]
 pub fn includes(document: &str) -> Vec<String> {
     let plain = without_comments(document);
-    elements(&plain, "xi:include").filter_map(|element| attribute(element, "href")).map(str::to_owned).collect()
+    elements(&plain, "xi:include")
+        .filter_map(|element| attribute(element, "href"))
+        .map(str::to_owned)
+        .collect()
 }
 
 /// QEMU's descriptions have registers inside comments, which have no numbers.

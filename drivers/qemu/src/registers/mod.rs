@@ -50,13 +50,21 @@ struct Inner {
     with_gdb: bool,
 }
 
+/// Whether the gdbstub is free for us, or somebody uses it for a debugger of his own.
+///
+/// # Errors
+/// Those of [`Qmp::execute`].
+pub fn can_have_gdb(qmp: &Qmp) -> Result<bool> {
+    Ok(door::taken(qmp)?.is_none_or(|taken| taken.is_left_over()))
+}
+
 impl Access {
-    /// The registers of the QEMU `pid` that `qmp` speaks to and that is under `control`. Nothing is opened yet.
+    /// The registers of the QEMU `pid` that is under `control`; `with_gdb` is what [`can_have_gdb`] says. Nothing is
+    /// opened yet.
     ///
     /// # Errors
-    /// Those of [`Qmp::execute`], and [`ErrorKind::Io`] if there is no thread to be had.
-    pub fn new(control: Arc<Control>, qmp: &Qmp, pid: u32) -> Result<Self> {
-        let with_gdb = door::taken(qmp)?.is_none_or(|taken| taken.is_left_over());
+    /// [`ErrorKind::Io`] if there is no thread to be had.
+    pub fn new(control: Arc<Control>, pid: u32, with_gdb: bool) -> Result<Self> {
         let offers = table::offers(with_gdb);
         let door = Mutex::new(Door::new(pid));
         let inner = Arc::new(Inner { control, door, readers: Readers::default(), offers, with_gdb });

@@ -113,7 +113,8 @@ mod tests {
         let docs = include_str!("../../../../docs/qemu.md");
         for row in TABLE {
             let name = name(row.reg);
-            let line = docs.lines().find(|line| line.starts_with("| ") && line.contains(&format!("`{name}`")));
+            let line =
+                docs.lines().find(|line| line.starts_with("| ") && line.contains(&format!("`{name}`")));
             let line = line.unwrap_or_else(|| panic!("docs/qemu.md has no row for {name}"));
             let columns: Vec<&str> = line.split('|').map(str::trim).collect();
             let ways = match (row.gdb.is_some(), row.shown) {

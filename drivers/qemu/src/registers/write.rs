@@ -28,7 +28,8 @@ pub fn words(offers: &[RegOffer], changes: &[(RegId, RegValue)]) -> Result<Vec<W
             (row(*id).and_then(|row| Some((row.reg, row.gdb?))), value, writable)
         else {
             let name = Reg::from_id(*id).map_or("it", name);
-            let why = format!("{name} can't be written: QEMU's gdbstub does not set it, or is somebody else's");
+            let why =
+                format!("{name} can't be written: QEMU's gdbstub does not set it, or is somebody else's");
             return Err(Error::new(ErrorKind::Unsupported, OP, why));
         };
         words.retain(|(earlier, ..)| *earlier != reg);
