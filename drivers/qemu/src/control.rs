@@ -300,6 +300,29 @@ impl Stopped<'_> {
         self.ours
     }
 
+    /// Stops the VM again if somebody has let it run since. `broke_in` says that a request to the gdbstub has stopped it
+    /// already: QEMU stops at any byte that comes. What they let run goes on at the end, as they left it.
+    /// Returns whether somebody has let it run.
+    ///
+    /// # Errors
+    /// The VM may run.
+    pub fn renew(&mut self, broke_in: bool) -> Result<bool> {
+        let events = self.session.heard(self.line.events())?;
+        self.session.suspect_map(&events);
+        let resumed = events.iter().any(|event| event == "RESUME");
+        if resumed {
+            self.session.void();
+            self.ours = false;
+        }
+        if self.session.status()? == Status::Running {
+            self.ours = self.session.stop()?;
+        } else if resumed && broke_in {
+            self.session.owed = true;
+            self.ours = true;
+        }
+        Ok(resumed)
+    }
+
     /// Does `f`, in which the VM is run and stopped through a gdbstub: STOP and RESUME are taken for our own then. The
     /// VM stands still again when this returns.
     ///

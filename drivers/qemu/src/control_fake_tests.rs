@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::execution::Vm;
+use crate::registers::Access;
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -54,7 +55,9 @@ impl Fake {
 
     fn vm(&self) -> Vm {
         let qmp = Qmp::connect(&self.folder.path().join("qmp")).unwrap();
-        Vm(Arc::new(Control::new(qmp, Arc::default()).unwrap()))
+        let control = Arc::new(Control::new(qmp, Arc::default()).unwrap());
+        let registers = Access::new(Arc::clone(&control), std::process::id(), true).unwrap();
+        Vm(control, Arc::new(registers))
     }
 
     fn will(&self, faults: &[(&'static str, Fault)]) {

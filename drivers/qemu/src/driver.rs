@@ -16,6 +16,7 @@ use crate::find::{self, Found};
 use crate::keeper::Keeper;
 use crate::memory::GuestMemory;
 use crate::qmp::Qmp;
+use crate::registers::{self, Access};
 use crate::source::Target;
 use crate::verify::verify;
 use crate::watch::{self, Watch};
@@ -27,6 +28,7 @@ struct Qemu {
     memory: Arc<GuestMemory>,
     /// Dropped, it stops waiting for QEMU's end.
     _watch: Watch,
+    registers: Arc<Access>,
     /// Dropped, it gives back what is paused.
     execution: Vm,
 }
@@ -52,9 +54,12 @@ pub fn open(source: Source, host: Arc<dyn Host>) -> Result<Box<dyn Driver>> {
     verify(&qmp, &*memory)?;
     facts.extra.push(("memory", memory.ways()));
     let control = Arc::new(Control::new(qmp, Arc::clone(&ended))?);
+    let with_gdb = registers::can_have_gdb(&*control.lock().settle()?)?;
+    let registers = Arc::new(Access::new(Arc::clone(&control), pid, with_gdb)?);
     let mut keeper = Keeper::new(pid, &control, Arc::clone(&memory), Arc::clone(&ended), Arc::clone(&host));
     let watch = Watch::start(process, ended, host, move || keeper.tick())?;
-    Ok(Box::new(Qemu { facts, memory, _watch: watch, execution: Vm(control) }))
+    let execution = Vm(control, Arc::clone(&registers));
+    Ok(Box::new(Qemu { facts, memory, _watch: watch, registers, execution }))
 }
 
 fn facts(qmp: &Qmp, pid: u32) -> Result<Facts> {
@@ -97,7 +102,7 @@ impl Driver for Qemu {
     }
 
     fn registers(&self) -> std::result::Result<&dyn Registers, Missing> {
-        Err(later("vCPU registers, through QEMU's gdbstub and monitor"))
+        Ok(&*self.registers)
     }
 
     fn execution(&self) -> std::result::Result<&dyn Execution, Missing> {

@@ -5,10 +5,11 @@ use std::sync::{Arc, Weak};
 use vmtree_api::{Cancel, Error, ErrorKind, Execution, Pause, Result, RunState, VcpuId};
 
 use crate::control::{Control, PATIENCE, migrated};
+use crate::registers::Access;
 use crate::runstate::Status;
 
-/// The execution of a VM under this control.
-pub struct Vm(pub Arc<Control>);
+/// The execution of a VM under this control; its gdbstub steps.
+pub struct Vm(pub Arc<Control>, pub Arc<Access>);
 
 impl Execution for Vm {
     fn state(&self) -> Result<RunState> {
@@ -55,8 +56,8 @@ impl Execution for Vm {
         }
     }
 
-    fn step(&self, _vcpu: VcpuId, _count: u64, _cancel: &Cancel) -> Result<u64> {
-        Err(Error::new(ErrorKind::Unsupported, "step", "stepping a vCPU of QEMU takes its gdbstub"))
+    fn step(&self, vcpu: VcpuId, count: u64, cancel: &Cancel) -> Result<u64> {
+        self.1.step(vcpu, count, cancel)
     }
 }
 
