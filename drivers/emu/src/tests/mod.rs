@@ -1,6 +1,7 @@
 //! Small guests, assembled here, on a machine without its thread.
 
 mod canonical;
+mod checks;
 mod events;
 mod multi;
 mod paging;
