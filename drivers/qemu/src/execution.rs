@@ -42,7 +42,8 @@ impl Execution for Vm {
         }
         session.pauses += 1;
         let (control, epoch) = (Arc::downgrade(&self.0), session.epoch);
-        Ok(Pause::new(move || resume(&control, epoch)))
+        // Whoever else has a monitor of this QEMU can let it run.
+        Ok(Pause::new(move || resume(&control, epoch)).shared())
     }
 
     fn force_resume(&self) -> Result<()> {
