@@ -173,4 +173,5 @@ fn list_and_info_know_a_running_vm() {
     let info = String::from_utf8(info.stdout).unwrap();
     assert!(info.contains("driver qemu\n") && info.contains("views no: "), "{info}");
     assert!(!live.path("views").exists() && !live.path("events").exists());
+    assert_eq!(live.text("state"), "running\n");
 }
