@@ -79,8 +79,8 @@ impl Stub {
         if has("multiprocess+") {
             stub.process = Some(stub.first_process()?);
         }
-        let bits = text(stub.wire.ask("qqemu.sstepbits")?)?;
-        stub.step_bits = step_bits(&bits);
+        let bits = stub.wire.ask("qqemu.sstepbits")?;
+        stub.step_bits = step_bits(&bits).ok_or_else(|| refused("qqemu.sstepbits", &bits))?;
         Ok(stub)
     }
 
@@ -249,9 +249,10 @@ impl Stub {
 }
 
 /// Reads `ENABLE=1,NOIRQ=2,NOTIMER=4`: all that there is. KVM has no NOTIMER.
-fn step_bits(text: &str) -> u32 {
+fn step_bits(answer: &[u8]) -> Option<u32> {
+    let text = std::str::from_utf8(answer).ok().filter(|text| text.starts_with("ENABLE="))?;
     let bits = text.split(',').filter_map(|word| word.split_once('=')?.1.parse::<u32>().ok());
-    bits.fold(STEP, |all, bit| all | bit)
+    Some(bits.fold(STEP, |all, bit| all | bit))
 }
 
 /// Whether a stop reply tells of a step that was done: SIGTRAP (5). SIGINT (2) is an interruption.
