@@ -130,7 +130,7 @@ fn nothing_of_ours_stays_when_the_driver_is_dropped() {
     let open = vm.1.inner.door.lock().is_open();
     assert!(open);
     drop(vm);
-    let mut qmp = Qmp::connect(&fake.folder.path().join("qmp")).unwrap();
-    assert!(crate::gdb::door::taken(&mut qmp).unwrap().is_none());
+    let qmp = Qmp::connect(&fake.folder.path().join("qmp")).unwrap();
+    assert!(crate::gdb::door::taken(&qmp).unwrap().is_none());
     assert!(!fake.machine.lock().stopped);
 }
