@@ -391,6 +391,7 @@ fn a_gdbstub_that_a_killed_vmtree_left_is_closed_and_a_living_ones_is_not() {
     assert_eq!(lab.state(), RunState::Running);
     drop(lock);
     read(&lab).unwrap();
+    assert!(!folder.path().exists(), "its folder goes too");
     assert_eq!(lab.state(), RunState::Running);
     assert!(lab.beats(0));
 }
@@ -515,6 +516,9 @@ fn what_a_snapshot_costs() {
     let running = mean("running");
     let pause = lab.driver.execution().unwrap().pause().unwrap();
     let paused = mean("paused");
+    let begun = Instant::now();
+    assert_eq!(lab.step(0, 2000).unwrap(), 2000);
+    println!("2000 steps: {:?}", begun.elapsed());
     pause.resume().unwrap();
     assert!(running < Duration::from_millis(100) && paused < Duration::from_millis(100));
 }
