@@ -30,7 +30,7 @@ const LOOK: Duration = Duration::from_millis(500);
 const STEPS: u64 = 64;
 
 /// How often a snapshot is tried while others let the VM run in the middle of it.
-const TRIES: u32 = 5;
+const TRIES: u32 = 10;
 
 /// The registers of a VM.
 pub struct Access {
@@ -284,3 +284,8 @@ impl Registers for Access {
         Err(Missing::new(why))
     }
 }
+
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod tests;
