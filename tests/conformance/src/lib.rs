@@ -6,6 +6,8 @@
 #[macro_use]
 mod ensure;
 mod checks;
+#[cfg(test)]
+mod fake;
 mod map;
 mod order;
 mod regs;

@@ -157,3 +157,32 @@ impl Raw<'_> {
         self.at += 16;
     }
 }
+
+#[cfg(test)]
+impl Regs {
+    /// The struct of `regs/raw` of these.
+    pub fn to_raw(&self) -> Vec<u8> {
+        let (mut raw, mut present) = (vec![0; RAW_HEADER], 0_u128);
+        let mut wide = |raw: &mut Vec<u8>, name: &str, fields: &[(&str, usize)]| {
+            for (field, bytes) in fields {
+                let key = if field.is_empty() { name.to_owned() } else { format!("{name}.{field}") };
+                raw.extend(&self.find(&key).unwrap_or(0).to_le_bytes()[..*bytes]);
+            }
+            let there = !self.part(name).0.is_empty();
+            present = present >> 1 | u128::from(there) << 127;
+        };
+        WORDS.iter().for_each(|name| wide(&mut raw, name, &[("", 8)]));
+        SEGMENTS
+            .iter()
+            .for_each(|name| wide(&mut raw, name, &[("sel", 2), ("attr", 2), ("limit", 4), ("base", 8)]));
+        TABLES.iter().for_each(|name| wide(&mut raw, name, &[("limit", 2), ("", 6), ("base", 8)]));
+        LATER_WORDS.iter().for_each(|name| wide(&mut raw, name, &[("", 8)]));
+        let registers = WORDS.len() + SEGMENTS.len() + TABLES.len() + LATER_WORDS.len();
+        raw[..8].copy_from_slice(b"VMTREGS\0");
+        raw[8] = 1;
+        raw[10] = 1;
+        raw[12..16].copy_from_slice(&(RAW_BYTES as u32).to_le_bytes());
+        raw[16..32].copy_from_slice(&(present >> (128 - registers)).to_le_bytes());
+        raw
+    }
+}
