@@ -32,8 +32,9 @@ word() {
     dd if="$mnt/mem" skip="$1" count=8 iflag=skip_bytes,count_bytes bs=8 status=none | od -A n -t u8 | tr -d ' '
 }
 
+# A text that ends at the first NUL, or at 64 bytes.
 text() {
-    dd if="$mnt/mem" skip="$1" count="$2" iflag=skip_bytes,count_bytes bs=64 status=none | tr -d '\0'
+    dd if="$mnt/mem" skip="$1" count=64 iflag=skip_bytes,count_bytes bs=64 status=none | tr '\0' '\n' | head -n 1
 }
 
 put() {
@@ -58,21 +59,21 @@ guest_runs() {
 }
 
 replied() {
-    case $(text $REPLY 64) in "$1"*) ;; *) false ;; esac
+    [ "$(text $REPLY)" = "$1" ]
 }
 
 greeting_is_answered() {
     printf 'good evening\0' | put $GREETING
     await 15 replied 'GOOD EVENING'
-    status=$?
-    text $REPLY 16
-    return $status
+    answered=$?
+    text $REPLY
+    return $answered
 }
 
 # Two MiB at 1 MiB, of a stopped guest: kernel, mailbox and page tables are there.
 mem_equals_pmemsave() {
     hmp stop > /dev/null
-    hmp "pmemsave 0x100000 0x200000 $dir/saved" > /dev/null
+    hmp "pmemsave 0x100000 0x200000 \"$dir/saved\"" > /dev/null
     dd if="$mnt/mem" bs=1M skip=1 count=2 of="$dir/ours" status=none
     hmp cont > /dev/null
     [ "$(wc -c < "$dir/ours")" = 2097152 ] && cmp "$dir/saved" "$dir/ours" && echo '2 MiB are the same'
@@ -107,10 +108,42 @@ elf_guest() {
     rm -r "$dir"
 }
 
+says() {
+    grep -F "guest says: $1" "$dir/serial"
+}
+
+# By tests/scripts/qemu/change-string.sh, as tests/qemu.rs does it for TCG.
+string_is_changed() {
+    set -- VMTREE-SECRET-0123456789abcdef CHANGED-BY-VMTREE-FROM-OUTSIDE
+    await 90 says "$1" || { tail -c 200 "$dir/serial"; return 1; }
+    timeout 60 /lab/change-string.sh "$mnt" "$@" || return 1
+    await 20 says "$2" || { tail -c 200 "$dir/serial"; return 1; }
+    tail -n 1 "$dir/serial"
+}
+
+debian_guest() {
+    guest=$1-
+    shift
+    l2_start debian "$@" -kernel /lab/vmlinuz -initrd /lab/initrd.gz -append 'console=ttyS0 quiet panic=-1' ||
+        { tell start FAILED "$(cat "$dir/stderr")"; return; }
+    await 90 says VMTREE-SECRET
+    check mount mounted
+    check accelerator accelerator_is_kvm
+    check pmemsave mem_equals_pmemsave
+    check string string_is_changed
+    check umount unmounted
+    check left nothing_is_left
+    l2_quit
+    rm -r "$dir"
+}
+
 guest=
 check host host
 # shellcheck disable=SC2086 # several words
 elf_guest elf-shared $SHARED
 elf_guest elf-private
+# shellcheck disable=SC2086 # several words
+debian_guest debian-shared $SHARED
+debian_guest debian-private
 guest=
 tell end ok "$(cut -d. -f1 /proc/uptime) s after L1's start"

@@ -1,7 +1,7 @@
 #!/bin/busybox sh
 # shellcheck shell=dash
 # Init of L1: loads KVM and FUSE, does the checks, and powers the machine off.
-/bin/busybox --install -s /bin
+/bin/busybox --install -s /bin 2>/dev/null
 export PATH=/usr/bin:/bin HOME=/
 mount -t proc proc /proc
 mount -t sysfs sys /sys
@@ -12,8 +12,8 @@ mount -t tmpfs shm /dev/shm
 for module in irqbypass kvm kvm-amd fuse; do insmod /modules/$module.ko; done
 
 if grep -qw vmtree_shell /proc/cmdline; then
-    setsid cttyhack sh
+    setsid cttyhack /bin/sh
 else
-    sh /lab/checks.sh
+    /bin/sh /lab/checks.sh
 fi
 poweroff -f

@@ -36,12 +36,12 @@ answered() {
     [ "$(wc -c < "$dir/hmp.log")" -gt "$1" ] && prompt
 }
 
-# A command of QEMU's own monitor; prints the answer.
+# A command of QEMU's own monitor; prints the answer, without the echo of the command.
 hmp() {
     before=$(wc -c < "$dir/hmp.log")
     echo "$1" > "$dir/hmp.in"
     await 30 answered "$before"
-    tail -c "+$((before + 1))" "$dir/hmp.log"
+    tail -c "+$((before + 1))" "$dir/hmp.log" | tr -d '\r' | sed '1d;$d'
 }
 
 l2_quit() {

@@ -65,7 +65,10 @@ prepare_base() {
     for module in irqbypass kvm kvm-amd fuse; do
         cp "$(find kernel/lib/modules -name "$module.ko")" root/modules/
     done
-    with_libraries root "$qemu" "$(command -v grep)" "$(command -v dd)"
+    # The shell of Debian, because that of busybox takes its own grep and dd before those of the PATH.
+    dash=$(command -v dash)
+    with_libraries root "$qemu" "$dash" "$(command -v grep)" "$(command -v dd)"
+    ln -s "$dash" root/bin/sh
     firmware root/firmware
     cp "$busybox" "$lab/busybox"
     archive root > base.cpio
@@ -115,7 +118,7 @@ l1() {
 run() {
     log=$lab/log
     : > "$log"
-    (l1 "file:$log" '' </dev/null) &
+    (l1 "file:$log" '' </dev/null 2> "$work/stderr") &
     l1=$!
     # QEMU ends with this script, whatever ends it; timeout ends it in any case.
     trap 'kill "$l1" 2>/dev/null; rm -rf "$work"' EXIT
@@ -124,7 +127,7 @@ run() {
     grep '^T|' "$work/log" || true
     if ! grep -q '^T|end|ok|' "$work/log"; then
         echo "L1 did not come to its end; the last it said:" >&2
-        tail -n 20 "$work/log" >&2
+        tail -n 20 "$work/log" "$work/stderr" >&2
         return 1
     fi
     ! grep -q '^T|[^|]*|FAILED|' "$work/log"
