@@ -19,6 +19,8 @@ l2_start() {
     shift
     mkdir -p "$dir"
     mkfifo "$dir/hmp.in" "$dir/hmp.out"
+    # Kept open here, so that a write to a QEMU that has ended doesn't wait for a reader.
+    exec 3<> "$dir/hmp.in"
     cat "$dir/hmp.out" > "$dir/hmp.log" &
     qemu-system-x86_64 -L /firmware -accel kvm -cpu host -m 256M -nodefaults -display none -no-reboot \
         -serial "file:$dir/serial" -qmp "unix:$dir/qmp,server=on,wait=off" \
@@ -39,12 +41,12 @@ answered() {
 # A command of QEMU's own monitor; prints the answer, without the echo of the command.
 hmp() {
     before=$(wc -c < "$dir/hmp.log")
-    echo "$1" > "$dir/hmp.in"
+    echo "$1" >&3
     await 30 answered "$before"
     tail -c "+$((before + 1))" "$dir/hmp.log" | tr -d '\r' | sed '1d;$d'
 }
 
 l2_quit() {
-    echo quit > "$dir/hmp.in"
+    echo quit >&3
     wait "$l2"
 }
