@@ -45,11 +45,11 @@ pub const DRIVERS: &[Entry] = &[
         open: vmtree_qemu::open,
         list: vmtree_qemu::list,
         checks: vmtree_qemu::checks,
-        recover: nothing_left,
+        recover: vmtree_qemu::recover,
     },
 ];
 
-/// For drivers that can't pause, or whose VM dies with the daemon.
+/// For drivers whose VM dies with the daemon.
 fn nothing_left(_source: &str) -> Result<()> {
     Ok(())
 }

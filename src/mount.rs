@@ -175,9 +175,28 @@ fn refused(kind: ErrorKind, why: String) -> Error {
 }
 
 fn io_error(what: &str, error: io::Error) -> Error {
-    let cure = match error.kind() {
-        io::ErrorKind::PermissionDenied => "; run as root, or install fuse3 and own the mountpoint",
+    let cure = match error.raw_os_error() {
+        Some(_) if error.kind() == io::ErrorKind::PermissionDenied => {
+            "; run as root, or install fuse3 and own the mountpoint"
+        }
+        // What fusermount3 says has its own cure.
         _ => "",
     };
-    Error::new(ErrorKind::Io, OP, format!("{what}: {error}{cure}"))
+    let told = error.to_string();
+    let told: Vec<&str> = told.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    Error::new(ErrorKind::Io, OP, format!("{what}: {}{cure}", told.join("; ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_helper_says_is_told_on_one_line_without_a_second_cure() {
+        let said = "fusermount3: option allow_other only allowed if 'user_allow_other' is set\n\n";
+        let helper = io_error("/mnt", io::Error::new(io::ErrorKind::PermissionDenied, said));
+        assert_eq!(helper.why(), format!("/mnt: {}", said.trim()));
+        let kernel = io_error("/mnt", io::Error::from_raw_os_error(13));
+        assert!(kernel.why().ends_with("; run as root, or install fuse3 and own the mountpoint"), "{kernel}");
+    }
 }

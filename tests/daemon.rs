@@ -163,7 +163,7 @@ fn umount_works_under_load_and_with_a_process_inside() {
 fn many_mounts_in_a_row_leave_no_process_and_no_mount() {
     let Some(lab) = lab("mounts in a row") else { return };
     let mut pids = Vec::new();
-    for _ in 0..20 {
+    for _ in 0..100 {
         pids.extend(family(lab.mount()));
         lab.umount();
         assert!(lab.mounted().is_empty());
@@ -182,6 +182,32 @@ fn the_demo_shows_real_output_and_cleans_up() {
 }
 
 #[test]
+fn a_reader_that_goes_away_is_no_panic() {
+    let Some(lab) = lab("closed pipes") else { return };
+    let closed = || std::io::pipe().unwrap().1;
+    let demo = vmtree().arg("demo").arg(&lab.mountpoint).stdout(closed()).output().unwrap();
+    assert_eq!(demo.status.code(), Some(0), "{demo:?}");
+    let failed = vmtree().args(["mount", "emu", "/"]).stderr(closed()).status().unwrap();
+    assert_eq!(failed.code(), Some(32));
+    assert_eq!(vmtree().args(["umount", "/"]).stderr(closed()).status().unwrap().code(), Some(1));
+    lab.assert_clean(&[]);
+}
+
+#[test]
+fn mount_may_call_the_program_itself_as_the_helper_of_its_type() {
+    let Some(lab) = lab("type fuse.vmtree") else { return };
+    let call = |options| vmtree().arg("emu:").arg(&lab.mountpoint).args(["-o", options]).output().unwrap();
+    let good = call("rw,dev,suid");
+    assert!(good.status.success(), "{good:?}");
+    let pids = family(lab.daemons()[0]);
+    let remount = call("rw,remount");
+    assert_eq!(remount.status.code(), Some(32));
+    assert!(String::from_utf8(remount.stderr).unwrap().contains("unmount and mount again"));
+    lab.umount();
+    lab.assert_clean(&pids);
+}
+
+#[test]
 fn the_mount_helper_translates_what_mount_says() {
     let Some(lab) = lab("mount helper") else { return };
     let helper = Path::new(env!("CARGO_MANIFEST_DIR")).join("mount-helpers/mount.vmtree");
@@ -191,6 +217,10 @@ fn the_mount_helper_translates_what_mount_says() {
         let mut command = Command::new(&helper);
         command.arg("emu:").arg(&lab.mountpoint).args(arguments).env("PATH", &path).output().unwrap()
     };
+    let mut lost = Command::new("/bin/sh");
+    let lost = lost.arg(&helper).arg("emu:").arg(&lab.mountpoint).env("PATH", "/nowhere").output().unwrap();
+    assert_eq!(lost.status.code(), Some(32));
+    assert!(String::from_utf8(lost.stderr).unwrap().contains("install it as /usr/bin/vmtree"));
     assert!(call(&["-f"]).status.success());
     assert!(lab.mounted().is_empty());
     let bad = call(&["-o", "colour=red"]);

@@ -25,6 +25,31 @@ fn commands(docs: &str) -> Vec<String> {
     blocks
 }
 
+/// The targets of a page's links that are files of ours.
+fn links(page: &str) -> Vec<&str> {
+    let targets = page.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next());
+    targets.filter(|target| !target.is_empty() && !target.contains("://")).collect()
+}
+
+#[test]
+fn every_link_of_the_pages_leads_to_a_file() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let docs = fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    let pages: Vec<_> = docs.chain([root.join("README.md")]).collect();
+    let mut dead = Vec::new();
+    let mut seen = 0;
+    for page in pages {
+        for link in links(&fs::read_to_string(&page).unwrap()) {
+            seen += 1;
+            if !page.with_file_name("").join(link).exists() {
+                dead.push(format!("{}: {link}", page.display()));
+            }
+        }
+    }
+    assert!(seen > 10, "only {seen} links were found");
+    assert_eq!(dead, [""; 0]);
+}
+
 #[test]
 fn the_commands_of_the_docs_work() {
     let test = "commands of docs/tree.md";

@@ -7,6 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use common::live::Live;
+use vmtree::tree::Tree;
 
 fn file(path: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
@@ -42,47 +43,15 @@ fn lines_below(found: &str, directory: &str) -> Vec<String> {
     found.lines().filter(|line| line.contains(directory)).map(|line| line.replace(directory, "")).collect()
 }
 
-/// The rows of THE table: their paths as the docs write them, and what they are.
-fn rows() -> Vec<(String, String)> {
-    let table = file("src/tree/table.rs");
-    let mut rows = Vec::new();
-    let body = table.split_once("pub const TABLE: &[Row] = &[").unwrap().1.split_once("\n];").unwrap().0;
-    for row in body
-        .split("\n    dir(")
-        .flat_map(|part| part.split("\n    text("))
-        .flat_map(|part| part.split("\n    content("))
-    {
-        // The first and the last string of a row: its path and what it is.
-        let strings: Vec<&str> = row.split('"').skip(1).step_by(2).collect();
-        if let [path, .., about] = strings[..] {
-            rows.push((shown(path), about.to_owned()));
-        }
-    }
-    rows
-}
-
-/// A row's path with the words that stand for its parts.
-fn shown(path: &str) -> String {
-    path.replace("{vcpu}", "N")
-        .replace("{reg}", "NAME")
-        .replace("{block}", "NAME")
-        .replace("{gva}", "gva=ADDR")
-}
-
-#[test]
-fn the_table_is_found_in_its_source() {
-    let rows = rows();
-    assert!(rows.len() >= 20 && rows[0].0.is_empty(), "{rows:?}");
-    let names: Vec<&str> = rows.iter().map(|(path, _)| path.as_str()).collect();
-    for known in ["mem", "ram/NAME", "vcpu/N/regs/all", "vcpu/N/translate,gva=ADDR"] {
-        assert!(names.contains(&known), "{known}: {names:?}");
-    }
+/// The rows of THE table: their paths as the docs write them, and what they are. The root is left out.
+fn rows() -> impl Iterator<Item = (String, &'static str)> {
+    Tree::rows().iter().skip(1).map(|row| (row.shown_path(), row.about))
 }
 
 #[test]
 fn every_row_is_in_the_docs() {
     let docs = file("docs/tree.md");
-    for (path, _) in rows().into_iter().filter(|(path, _)| !path.is_empty()) {
+    for (path, _) in rows() {
         assert!(docs.contains(&format!("`{path}`")), "docs/tree.md does not have `{path}`");
     }
 }
@@ -91,13 +60,13 @@ fn every_row_is_in_the_docs() {
 fn the_readme_of_a_mount_has_each_row_that_is_there() {
     let Some(live) = Live::mount("README of a mount", "emu:ram=64M", "") else { return };
     let readme = live.text("README");
-    for (path, about) in rows().into_iter().filter(|(path, _)| !path.is_empty()) {
+    for (path, about) in rows() {
         // Its place on the mount: the first vCPU, a register, a block.
         let real = path.replace("regs/NAME", "regs/rax").replace("ram/NAME", "ram/low").replace("/N", "/0");
         let there = live.path(&real.replace("=ADDR", "=0x1000")).exists();
         let line = readme.lines().find(|line| line.trim_start().split(' ').next() == Some(&path));
         assert_eq!(there, line.is_some(), "{path}");
-        assert!(line.is_none_or(|line| line.ends_with(&about)), "{line:?}: {about}");
+        assert!(line.is_none_or(|line| line.ends_with(about)), "{line:?}: {about}");
     }
     assert!(
         readme.lines().count() <= 40 && readme.lines().all(|line| line.len() <= 120),

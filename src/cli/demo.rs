@@ -1,7 +1,7 @@
 //! `vmtree demo`.
 
 use std::fs::{self, DirBuilder};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process;
@@ -32,15 +32,20 @@ pub fn run(mountpoint: Option<PathBuf>, once: bool) -> Result<(), Failure> {
 }
 
 fn show(mountpoint: &Path, once: bool) -> Result<(), End> {
-    if let Err(error) = tour::run(mountpoint) {
-        log::warn!("the tour: {error}");
+    let shown = tour::run(mountpoint).and_then(|()| if once { Ok(()) } else { invite(mountpoint) });
+    match shown {
+        // Whoever looked on has gone, and would never end it.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Err(End::Over),
+        Err(error) => log::warn!("the tour: {error}"),
+        Ok(()) => {}
     }
-    if once {
-        return Err(End::Over);
-    }
-    println!("Look around from another terminal: cd {}", mountpoint.display());
-    println!("README there tells of all the files. Ctrl-C here ends it.");
-    Ok(())
+    if once { Err(End::Over) } else { Ok(()) }
+}
+
+fn invite(mountpoint: &Path) -> io::Result<()> {
+    let mut out = io::stdout();
+    writeln!(out, "Look around from another terminal: cd {}", mountpoint.display())?;
+    writeln!(out, "README there tells of all the files. Ctrl-C here ends it.")
 }
 
 /// A directory of our own among the temporary ones.

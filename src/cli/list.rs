@@ -1,15 +1,13 @@
 //! `vmtree list`.
 
-use super::{Failure, print};
+use super::{Failure, complain, print};
 use crate::drivers::DRIVERS;
 
 /// A line a VM: its SOURCE, then what it is.
 pub fn run() -> Result<(), Failure> {
     let found: Vec<_> = DRIVERS.iter().flat_map(|entry| (entry.list)()).collect();
     if found.is_empty() {
-        eprintln!(
-            "vmtree: no running VM found; the built-in machine is always there: vmtree mount emu: MOUNTPOINT"
-        );
+        complain("no running VM found; the built-in machine is always there: vmtree mount emu: MOUNTPOINT");
         return Ok(());
     }
     let width = found.iter().map(|vm| vm.source.chars().count()).max().unwrap_or(0);

@@ -9,6 +9,7 @@ mod mount;
 mod tour;
 mod umount;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -73,13 +74,17 @@ enum Command {
 }
 
 const MOUNT_HELP: &str = "\
-SOURCE is DRIVER:TARGET[,key=value...], such as emu:  emu:ram=256M,vcpus=4  qemu:/run/vm.qmp  qemu:name=debian
+SOURCE is DRIVER:TARGET[,key=value...], such as
+  emu:  emu:ram=256M,vcpus=4  qemu:/run/vm.qmp  qemu:name=debian
 'vmtree list' shows those of this host.
 
-Options: ro  allow_other  uid=N  gid=N  mode=OCTAL  holes=zero|eio  cache=SIZE  cache_ms=N  reply_timeout=SECONDS
-threads=N. What mount(8), fstab and systemd add by themselves is accepted.
+Options:
+  ro  allow_other  uid=N  gid=N  mode=OCTAL  holes=zero|eio
+  cache=SIZE  cache_ms=N  reply_timeout=SECONDS  threads=N
+What mount(8), fstab and systemd add by themselves is accepted.
 
-Returns once the mount answers. Exit codes: 0 mounted, 2 wrong usage, 32 failed, with nothing left behind.";
+Returns once the mount answers.
+Exit codes: 0 mounted, 2 wrong usage, 32 failed, with nothing left behind.";
 
 #[derive(Args, Clone, Debug)]
 #[command(after_help = MOUNT_HELP)]
@@ -122,15 +127,25 @@ impl From<vmtree_api::Error> for Failure {
 /// Runs the command that the arguments name.
 #[must_use]
 pub fn run() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(arguments(std::env::args_os()));
     start_logging(&cli.command);
     match dispatch(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("vmtree: {}", failure.why);
+            complain(&failure.why);
             ExitCode::from(failure.code)
         }
     }
+}
+
+/// The arguments, with the command that mount(8) leaves out: for a mount of the type fuse.vmtree, so also for a
+/// remount, it calls `vmtree SOURCE MOUNTPOINT -o OPTIONS`. No command has a colon in its name.
+fn arguments(given: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut all: Vec<OsString> = given.collect();
+    if all.get(1).is_some_and(|first| first.to_string_lossy().contains(':')) {
+        all.insert(1, "mount".into());
+    }
+    all
 }
 
 fn dispatch(command: Command) -> Result<(), Failure> {
@@ -161,6 +176,12 @@ fn start_logging(command: &Command) {
     // fuser warns of each operation that is left out on purpose.
     let filter = format!("{level},fuser=error");
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(filter)).init();
+}
+
+/// Tells what is wrong. Where nobody listens the exit code has to do.
+fn complain(why: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "vmtree: {why}");
 }
 
 /// Writes a command's result; a reader that closes early, such as head(1), is no failure.

@@ -2,7 +2,8 @@
 //!
 //! ENOSYS is an answer for good and for all files, so no operation gives it for want of one file's support. Those left
 //! out here (extended attributes, fallocate, copy_file_range) are fuser's ENOSYS on purpose: no file has them, and the
-//! kernel then asks no more.
+//! kernel then asks no more. statfs is fuser's zeros, as /proc has: a disk that is always full would alarm whoever
+//! watches disks.
 
 use std::ffi::OsStr;
 use std::io;
@@ -13,7 +14,7 @@ use fuser::{
     BsdFileFlags, Errno, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
     IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, PollEvents, PollFlags, PollNotifier,
     RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl,
-    ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
+    ReplyLseek, ReplyOpen, ReplyPoll, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
 
 use super::attr::NAME_TTL;
@@ -179,7 +180,7 @@ impl Filesystem for Adapter {
         if let (Some(block), Some(passthrough)) = (self.core.tree.block(place), self.core.passthrough.get()) {
             match passthrough.open(ino.0, &block, &reply) {
                 Ok(Some(backing)) => {
-                    let handle = FileHandle(self.core.handles.open());
+                    let handle = FileHandle(self.core.handles.open(ino.0));
                     return reply.opened_passthrough(handle, FopenFlags::FOPEN_NOFLUSH, &backing);
                 }
                 Ok(None) => {}
@@ -189,7 +190,7 @@ impl Filesystem for Adapter {
                 }
             }
         }
-        reply.opened(FileHandle(self.core.handles.open()), self.open_flags(place));
+        reply.opened(FileHandle(self.core.handles.open(ino.0)), self.open_flags(place));
     }
 
     fn release(
@@ -261,11 +262,6 @@ impl Filesystem for Adapter {
             Ok(found) => reply.offset(found as i64),
             Err(error) => reply.error(Errno::from_i32(error.errno() as i32)),
         }
-    }
-
-    fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        let blocks = self.core.tree.driver().memory().map().ram_bytes() / 4096;
-        reply.statfs(blocks, 0, 0, 0, 0, 4096, 255, 4096);
     }
 
     fn flush(

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::{Mutex, RwLock};
 
 /// What one open file remembers.
-#[derive(Default)]
 pub struct OpenFile {
+    ino: u64,
     content: Mutex<Option<Arc<Vec<u8>>>>,
 }
 
@@ -32,11 +32,16 @@ pub struct Handles {
 }
 
 impl Handles {
-    /// Opens one and returns its number.
-    pub fn open(&self) -> u64 {
+    /// Opens one of this inode and returns its number.
+    pub fn open(&self, ino: u64) -> u64 {
         let number = self.next.fetch_add(1, Ordering::Relaxed) + 1;
-        self.open.write().insert(number, Arc::default());
+        self.open.write().insert(number, Arc::new(OpenFile { ino, content: Mutex::default() }));
         number
+    }
+
+    /// The inodes that are open, once for each open file.
+    pub fn inodes(&self) -> Vec<u64> {
+        self.open.read().values().map(|file| file.ino).collect()
     }
 
     /// An open file.

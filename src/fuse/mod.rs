@@ -2,6 +2,7 @@
 
 mod adapter;
 mod attr;
+mod fresh;
 mod handles;
 mod inodes;
 mod parked;
@@ -63,6 +64,7 @@ pub fn serve(
     // fusermount3 hands the device over without it, and a guardian that is started later would keep a killed daemon's
     // connection alive.
     rustix::io::fcntl_setfd(&session, FdFlags::CLOEXEC)?;
+    fresh::keep(Arc::downgrade(&core), session.notifier());
     let background = session.spawn()?;
     // Dropped, it would unmount whatever lies at that path by then (fuser 0.18, mnt/fuse_pure.rs: is_mounted is
     // inverted). The process ends without it.

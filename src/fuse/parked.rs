@@ -11,16 +11,19 @@ use std::time::{Duration, Instant};
 
 use fuser::{ReplyData, ReplyWrite};
 use parking_lot::{Condvar, Mutex};
-use vmtree_api::Cancel;
+use vmtree_api::{Cancel, Error, ErrorKind};
 
-use crate::error::Errno;
+use crate::error::{Errno, FsError};
+use crate::tree::{Caller, Place};
 
 /// The shortest and the longest pause between two looks at the callers.
 const SHORTEST: Duration = Duration::from_millis(20);
 const LONGEST: Duration = Duration::from_millis(150);
 /// A look may cost one part in this many of a core.
 const SHARE: u32 = 100;
-/// How long a caller waits that we can't look at (it lives in another pid namespace).
+/// How long a reader waits that we can't look at (it lives in another pid namespace): after EINTR it ends if it has a
+/// signal, and else reads again. A writer would write again, and have done twice what it wrote once, so it waits for the
+/// deadline.
 const UNSEEN: Duration = Duration::from_millis(500);
 
 /// The reply of a request that can wait.
@@ -44,7 +47,8 @@ impl Reply {
 
 struct Waiting {
     reply: Reply,
-    caller: u32,
+    caller: Caller,
+    place: Place,
     since: Instant,
     cancel: Cancel,
 }
@@ -56,11 +60,15 @@ struct State {
     ended: bool,
 }
 
+/// Takes note of a request that ended without the answer it waited for.
+type Note = dyn Fn(Caller, Place, &FsError) + Send + Sync;
+
 /// The requests that wait.
 pub struct Parked {
     state: Mutex<State>,
     more: Condvar,
     deadline: Duration,
+    note: Box<Note>,
 }
 
 /// A waiting request, for whoever makes its answer.
@@ -79,9 +87,13 @@ impl Ticket {
 }
 
 impl Parked {
-    /// A room for requests that wait at most `deadline`.
-    pub fn new(deadline: Duration) -> Arc<Self> {
-        let parked = Arc::new(Self { state: Mutex::default(), more: Condvar::new(), deadline });
+    /// A room for requests that wait at most `deadline`; `note` is told of those that waited in vain.
+    pub fn new(
+        deadline: Duration,
+        note: impl Fn(Caller, Place, &FsError) + Send + Sync + 'static,
+    ) -> Arc<Self> {
+        let (state, more) = Default::default();
+        let parked = Arc::new(Self { state, more, deadline, note: Box::new(note) });
         let watched = Arc::downgrade(&parked);
         let watcher = thread::Builder::new().name("vmtree-signals".to_owned()).spawn(move || watch(&watched));
         if let Err(error) = watcher {
@@ -90,8 +102,8 @@ impl Parked {
         parked
     }
 
-    /// Parks the reply of a request made by the thread `caller`. None once the mount ends: it is answered then.
-    pub fn park(self: &Arc<Self>, caller: u32, reply: Reply) -> Option<Ticket> {
+    /// Parks the reply of a request to `place`. None once the mount ends: it is answered then.
+    pub fn park(self: &Arc<Self>, caller: Caller, place: Place, reply: Reply) -> Option<Ticket> {
         let cancel = Cancel::default();
         let mut state = self.state.lock();
         if state.ended {
@@ -101,7 +113,7 @@ impl Parked {
         }
         state.next += 1;
         let number = state.next;
-        let waiting = Waiting { reply, caller, since: Instant::now(), cancel: cancel.clone() };
+        let waiting = Waiting { reply, caller, place, since: Instant::now(), cancel: cancel.clone() };
         state.waiting.insert(number, waiting);
         self.more.notify_one();
         Some(Ticket { parked: self.clone(), number, cancel })
@@ -129,24 +141,37 @@ impl Parked {
 
     /// Ends the waiting of those who are being killed and of those who waited too long.
     fn look(&self) {
-        let callers: Vec<(u64, u32, Duration)> = {
+        let callers: Vec<(u64, u32, bool, Duration)> = {
             let state = self.state.lock();
-            state.waiting.iter().map(|(number, w)| (*number, w.caller, w.since.elapsed())).collect()
+            let seen = |(number, waiting): (&u64, &Waiting)| {
+                let reads = matches!(waiting.reply, Reply::Data(_));
+                (*number, waiting.caller.pid, reads, waiting.since.elapsed())
+            };
+            state.waiting.iter().map(seen).collect()
         };
-        for (number, caller, waited) in callers {
-            let errno = match caller {
+        for (number, pid, reads, waited) in callers {
+            let errno = match pid {
                 _ if waited >= self.deadline => Errno::ETIMEDOUT,
-                0 if waited >= UNSEEN => Errno::EINTR,
+                0 if reads && waited >= UNSEEN => Errno::EINTR,
                 0 => continue,
-                _ if signal_pending(caller) => Errno::EINTR,
+                _ if signal_pending(pid) => Errno::EINTR,
                 _ => continue,
             };
             let waiting = self.state.lock().waiting.remove(&number);
             if let Some(waiting) = waiting {
                 waiting.cancel.raise();
+                if errno == Errno::ETIMEDOUT {
+                    (self.note)(waiting.caller, waiting.place, &self.too_late());
+                }
                 waiting.reply.error(errno);
             }
         }
+    }
+
+    fn too_late(&self) -> FsError {
+        let why =
+            format!("no answer within {} s; reply_timeout= sets the limit", self.deadline.as_secs_f64());
+        Error::new(ErrorKind::TimedOut, "wait", why).into()
     }
 }
 

@@ -40,7 +40,10 @@ impl Core {
     pub fn new(tree: Arc<Tree>, owner: (u32, u32)) -> Arc<Self> {
         let options = tree.options();
         let owner = (options.uid.unwrap_or(owner.0), options.gid.unwrap_or(owner.1));
-        let parked = Parked::new(options.reply_timeout);
+        let told = tree.clone();
+        let parked = Parked::new(options.reply_timeout, move |caller, place, error| {
+            told.refuse(caller, &told.path(place), error);
+        });
         Arc::new(Self {
             tree,
             inodes: Inodes::default(),
@@ -80,10 +83,13 @@ impl Core {
         if self.tree.pace(access.place) == Pace::Prompt {
             return self.read_now(access, size, &Cancel::default(), || Some(reply));
         }
-        let Some(ticket) = self.parked.park(access.caller.pid, Reply::Data(reply)) else { return };
+        let Some(ticket) = self.parked.park(access.caller, access.place, Reply::Data(reply)) else { return };
         let core = self.clone();
         self.jobs.post(move || {
             let cancel = ticket.cancel.clone();
+            if cancel.raised() {
+                return;
+            }
             core.read_now(access, size, &cancel, || match ticket.take() {
                 Some(Reply::Data(reply)) => Some(reply),
                 _ => None,
@@ -144,10 +150,14 @@ impl Core {
             let result = self.write_now(access, data, &Cancel::default());
             return answer_write(reply, result);
         }
-        let Some(ticket) = self.parked.park(access.caller.pid, Reply::Write(reply)) else { return };
+        let Some(ticket) = self.parked.park(access.caller, access.place, Reply::Write(reply)) else { return };
         let core = self.clone();
         let data = data.to_vec();
         self.jobs.post(move || {
+            // Its caller was told that nothing came of it, so nothing may.
+            if ticket.cancel.raised() {
+                return;
+            }
             let result = core.write_now(access, &data, &ticket.cancel);
             if let Some(Reply::Write(reply)) = ticket.take() {
                 answer_write(reply, result);

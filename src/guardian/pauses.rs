@@ -70,13 +70,14 @@ impl Notes {
         Ok(count.epoch)
     }
 
-    fn release(&self, epoch: u64) {
+    /// Counts one pause less. The entry stays if the VM could not be told: then the guardians tell it.
+    fn release(&self, epoch: u64, told: bool) {
         let mut count = self.count();
         if count.epoch != epoch {
             return;
         }
         count.held = count.held.saturating_sub(1);
-        if count.held == 0 {
+        if count.held == 0 && told {
             self.forget();
         }
     }
@@ -106,13 +107,16 @@ impl Execution for Noting {
             return execution.pause();
         }
         let epoch = self.notes.hold()?;
-        let pause = execution.pause().inspect_err(|_| self.notes.release(epoch))?;
+        let pause = execution.pause().inspect_err(|_| self.notes.release(epoch, true))?;
         let notes = self.notes.clone();
-        Ok(Pause::new(move || {
+        let exclusive = pause.exclusive();
+        let noted = Pause::new(move || {
             let result = pause.resume();
-            notes.release(epoch);
+            let gone = |error: &Error| error.kind() == ErrorKind::Gone;
+            notes.release(epoch, result.as_ref().err().is_none_or(gone));
             result
-        }))
+        });
+        Ok(if exclusive { noted } else { noted.shared() })
     }
 
     fn force_resume(&self) -> Result<()> {
@@ -169,7 +173,7 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
     use vmtree_api::Source;
 
-    /// A VM that counts its pauses.
+    /// A VM that counts its pauses, of which the tenth can't be ended.
     struct Counting(Arc<AtomicU32>);
 
     impl Execution for Counting {
@@ -181,6 +185,9 @@ mod tests {
             self.0.fetch_add(1, Ordering::SeqCst);
             let count = self.0.clone();
             Ok(Pause::new(move || {
+                if count.load(Ordering::SeqCst) == 10 {
+                    return Err(Error::new(ErrorKind::TimedOut, "resume", "no answer"));
+                }
                 let _ = count.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |held| held.checked_sub(1));
                 Ok(())
             }))
@@ -255,6 +262,19 @@ mod tests {
         assert_eq!(journal.read_paused().unwrap(), None);
         pause.resume().unwrap();
         assert_eq!(count.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn the_entry_stays_where_the_vm_could_not_be_told() {
+        let (count, journal, driver) = machine();
+        let execution = driver.execution().unwrap();
+        let pause = execution.pause().unwrap();
+        count.store(10, Ordering::SeqCst);
+        assert!(pause.resume().is_err());
+        assert!(journal.read_paused().unwrap().is_some());
+        count.store(0, Ordering::SeqCst);
+        execution.pause().unwrap().resume().unwrap();
+        assert_eq!(journal.read_paused().unwrap(), None);
     }
 
     #[test]

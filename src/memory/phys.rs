@@ -100,6 +100,7 @@ impl GuestMemory {
             let Some(part) = rest.get_mut(..in_page) else { break };
             if !self.cache.get(Gpa(now).gfn(), (now % PAGE_SIZE) as usize, part) {
                 match self.copy_and_keep(now, rest) {
+                    Ok(0) => break,
                     Ok(bytes) => done += bytes,
                     Err(error) if done == 0 => return Err(error),
                     Err(_) => break,

@@ -11,11 +11,20 @@ use crate::error::FsResult;
 
 /// The file `capabilities`.
 pub fn show(ctx: &Ctx<'_>) -> FsResult<Vec<u8>> {
-    let mut text = of_driver(ctx.tree.driver());
-    if ctx.tree.options().ro {
-        text.push_str("write no: this mount is read-only; mount without -o ro\n");
+    let text = of_driver(ctx.tree.driver());
+    if !ctx.tree.options().ro {
+        return Ok(text.into_bytes());
     }
-    Ok(text.into_bytes())
+    let read_only = Missing::new("this mount is read-only").cure("mount without -o ro");
+    let mut shown = String::new();
+    for kept in text.lines() {
+        match kept.strip_suffix(" yes") {
+            Some(what @ ("pause" | "step" | "injection")) => line(&mut shown, what, Err(read_only.clone())),
+            _ => shown.extend([kept, "\n"]),
+        }
+    }
+    line(&mut shown, "write", Err(read_only));
+    Ok(shown.into_bytes())
 }
 
 /// What a driver can do, for `vmtree info` too.

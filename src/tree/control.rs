@@ -3,7 +3,7 @@
 use vmtree_api::{Error, ErrorKind, RunState};
 
 use super::{Ctx, Tree};
-use crate::error::FsResult;
+use crate::error::{FsError, FsResult};
 use crate::text::control::{Ctl, parse_ctl};
 use crate::text::text_of;
 
@@ -26,7 +26,8 @@ pub fn store(ctx: &Ctx<'_>, data: &[u8]) -> FsResult<()> {
     }
     for verb in verbs {
         match verb {
-            Ctl::Pause => pause(ctx.tree)?,
+            _ if ctx.cancel.raised() => return Err(nobody_waits()),
+            Ctl::Pause => pause(ctx)?,
             Ctl::Resume { force: false } => resume(ctx.tree)?,
             Ctl::Resume { force: true } => force_resume(ctx.tree)?,
             Ctl::Flush => ctx.tree.memory.cache().flush(),
@@ -35,15 +36,29 @@ pub fn store(ctx: &Ctx<'_>, data: &[u8]) -> FsResult<()> {
     Ok(())
 }
 
-/// Pauses the VM for this mount; a second time changes nothing.
-fn pause(tree: &Tree) -> FsResult<()> {
+/// Pauses the VM for this mount; a second time changes nothing, unless somebody else has let the VM run meanwhile.
+fn pause(ctx: &Ctx<'_>) -> FsResult<()> {
+    let Ctx { tree, cancel, .. } = ctx;
     let mut held = tree.pause.lock();
-    if held.is_some() {
+    let execution = tree.driver.execution()?;
+    if held.is_some() && execution.state()? == RunState::Paused {
         return Ok(());
     }
-    *held = Some(tree.driver.execution()?.pause()?);
-    tree.memory.cache().set_paused(true);
-    Ok(())
+    let pause = execution.pause()?;
+    if cancel.raised() {
+        pause.resume()?;
+        return Err(nobody_waits());
+    }
+    let exclusive = pause.exclusive();
+    // The old one ends after the new one has begun, so the VM does not run in between.
+    let old = held.replace(pause);
+    tree.memory.cache().set_paused(exclusive);
+    old.map_or(Ok(()), |old| Ok(old.resume()?))
+}
+
+/// The caller was told that nothing was done.
+fn nobody_waits() -> FsError {
+    Error::new(ErrorKind::Interrupted, "control", "the caller went away, and nothing more was done").into()
 }
 
 /// Ends this mount's own pause, and tells if somebody else's remains.

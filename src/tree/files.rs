@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use super::Ctx;
+use super::row::Need;
+use super::{Ctx, Tree};
 use crate::error::FsResult;
 
 const HEAD: &str = "\
@@ -13,23 +14,29 @@ const FOOT: &str = "
 A file that can't be served is not there: `capabilities` says why. When something is refused, `errors` says
 what was wrong. Numbers are hexadecimal with 0x; on input decimal and 0b work too.
 
-  hexdump -C mem | head                      physical memory
-  echo pause > ctl; cat vcpu/0/regs/all      one instant of a vCPU
-  echo 'rax=1 rbx=2' > vcpu/0/regs/all       both are set, or none
 ";
+
+/// What one can do with these files, and what that needs.
+const EXAMPLES: &[(Need, &str)] = &[
+    (Need::Nothing, "hexdump -C mem | head                      physical memory"),
+    (Need::Execution, "echo pause > ctl; cat state                it stands still until 'resume'"),
+    (Need::Registers, "cat vcpu/0/regs/all                        one instant of a vCPU"),
+    (Need::Registers, "echo 'rax=1 rbx=2' > vcpu/0/regs/all       both are set, or none"),
+];
 
 /// The files of this tree, one screen.
 pub fn readme(ctx: &Ctx<'_>) -> FsResult<Vec<u8>> {
     let mut text = HEAD.to_owned();
-    for row in ctx.tree.rows().iter().skip(1) {
+    for row in Tree::rows().iter().skip(1) {
         if row.need.met(ctx.tree.driver()).is_err() {
             continue;
         }
-        let path = row.path.replace("{vcpu}", "N").replace("{reg}", "NAME").replace("{block}", "NAME");
-        let path = path.replace("{gva}", "gva=ADDR");
-        let _ = writeln!(text, "  {path:<27} {}", row.about);
+        let _ = writeln!(text, "  {:<27} {}", row.shown_path(), row.about);
     }
     text.push_str(FOOT);
+    for (_, example) in EXAMPLES.iter().filter(|(need, _)| need.met(ctx.tree.driver()).is_ok()) {
+        let _ = writeln!(text, "  {example}");
+    }
     Ok(text.into_bytes())
 }
 

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use vmtree_api::{Driver, PAGE_SIZE};
 
 use super::Ctx;
+use super::row::Need;
 use crate::error::FsResult;
 use crate::memory::Holes;
 
@@ -13,13 +14,16 @@ pub fn show(ctx: &Ctx<'_>) -> FsResult<Vec<u8>> {
     let tree = ctx.tree;
     let mut text = of_vm(tree.driver(), &tree.source);
     let options = &tree.options;
-    let passthrough = tree.passthrough.get().map_or("not mounted", String::as_str);
+    let passthrough = match Need::Blocks.met(tree.driver()) {
+        Ok(()) => tree.passthrough.get().map_or("not mounted", String::as_str).to_owned(),
+        Err(missing) => format!("no: {missing}"),
+    };
     let lines = [
         ("read_only", if options.ro { "yes" } else { "no" }.to_owned()),
         ("holes", if options.holes == Holes::Error { "eio" } else { "zero" }.to_owned()),
         ("reply_timeout_ms", options.reply_timeout.as_millis().to_string()),
         ("threads", options.threads.to_string()),
-        ("ram_passthrough", passthrough.to_owned()),
+        ("ram_passthrough", passthrough),
         ("daemon_pid", std::process::id().to_string()),
         ("vmtree_version", env!("CARGO_PKG_VERSION").to_owned()),
     ];

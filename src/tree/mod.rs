@@ -52,6 +52,8 @@ pub struct Tree {
     options: Options,
     source: String,
     pause: Mutex<Option<Pause>>,
+    /// The names of all blocks of RAM ever seen; a block's place is its index here, whatever comes and goes beside it.
+    blocks: Mutex<Vec<Arc<str>>>,
     refusals: Refusals,
     /// How ram/* is served, told by the adapter once it knows.
     passthrough: OnceLock<String>,
@@ -102,6 +104,7 @@ impl Tree {
             options,
             source,
             pause: Mutex::new(None),
+            blocks: Mutex::default(),
             refusals: Refusals::default(),
             passthrough: OnceLock::new(),
         })
@@ -187,9 +190,9 @@ impl Tree {
         }
     }
 
-    /// The table of files.
+    /// THE table of files.
     #[must_use]
-    pub fn rows(&self) -> &'static [Row] {
+    pub fn rows() -> &'static [Row] {
         TABLE
     }
 
@@ -232,8 +235,11 @@ impl Tree {
     /// Checks that a file may be opened for this; the permission bits were checked by the kernel, but not for root.
     ///
     /// # Errors
-    /// [`FsError::BadAccess`] for a direction that the file does not have.
+    /// [`FsError::BadAccess`] for a direction that the file does not have, [`FsError::NoEntry`] for a block that is gone.
     pub fn check_open(&self, place: Place, read: bool, write: bool) -> FsResult<()> {
+        if matches!(self.shape(place), Shape::Block) && self.block(place).is_none() {
+            return Err(FsError::NoEntry("that block of RAM is gone".to_owned()));
+        }
         let perm = self.perm(place);
         if write && self.options.ro {
             return Err(FsError::read_only());
@@ -267,10 +273,11 @@ impl Tree {
     /// The block of RAM that a file is.
     #[must_use]
     pub fn block(&self, place: Place) -> Option<Block> {
-        match self.shape(place) {
-            Shape::Block => self.driver.memory().blocks().into_iter().nth(usize::from(place.item)),
-            _ => None,
-        }
+        let name = match self.shape(place) {
+            Shape::Block => self.block_name(place)?,
+            _ => return None,
+        };
+        self.driver.memory().blocks().into_iter().find(|block| block.name == name)
     }
 
     /// Writes a refusal down for `errors`, and logs it.

@@ -1,5 +1,7 @@
 //! Names: from a directory and a name to a place, and back.
 
+use std::sync::Arc;
+
 use super::Tree;
 use super::place::{self, Leaf, Place};
 use super::row::Shape;
@@ -54,8 +56,8 @@ impl Tree {
                 .map(|id| Place { item: id.0, ..place }),
             Leaf::EachBlock => {
                 let blocks = self.driver().memory().blocks();
-                let found = blocks.iter().position(|block| &*block.name == name);
-                found.map(|item| Place { item: item as u16, ..place })
+                let found = blocks.iter().find(|block| &*block.name == name);
+                found.map(|block| Place { item: self.block_item(&block.name), ..place })
             }
             Leaf::Parameter => name::parse_translate(name)
                 .map_err(|error| FsError::NoEntry(error.to_string()))?
@@ -90,8 +92,8 @@ impl Tree {
                     }
                 }
                 Leaf::EachBlock => {
-                    for (item, block) in (0..).zip(self.driver().memory().blocks()) {
-                        add(block.name.to_string(), Place { item, ..place });
+                    for block in self.driver().memory().blocks() {
+                        add(block.name.to_string(), Place { item: self.block_item(&block.name), ..place });
                     }
                 }
                 Leaf::Parameter => {}
@@ -127,7 +129,7 @@ impl Tree {
                 let registers = self.driver().facts().arch.registers();
                 registers.get(usize::from(place.item)).map_or(String::new(), |def| def.name.to_owned())
             }
-            Leaf::EachBlock => self.block(place).map_or(String::new(), |block| block.name.to_string()),
+            Leaf::EachBlock => self.block_name(place).map_or(String::new(), |name| name.to_string()),
             Leaf::Parameter => format!("translate,gva={:#x}", place.param),
         }
     }
@@ -136,6 +138,21 @@ impl Tree {
     #[must_use]
     pub fn has_parameter(&self, place: Place) -> bool {
         place::leaf(place.row) == Leaf::Parameter
+    }
+
+    /// The number of a block, the same for as long as the mount lives.
+    fn block_item(&self, name: &Arc<str>) -> u16 {
+        let mut known = self.blocks.lock();
+        let item = known.iter().position(|known| known == name).unwrap_or_else(|| {
+            known.push(name.clone());
+            known.len() - 1
+        });
+        item as u16
+    }
+
+    /// The name of the block that a place is of.
+    pub(super) fn block_name(&self, place: Place) -> Option<Arc<str>> {
+        self.blocks.lock().get(usize::from(place.item)).cloned()
     }
 
     fn vcpus(&self) -> impl Iterator<Item = u16> {

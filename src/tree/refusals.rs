@@ -30,12 +30,17 @@ impl Refusal {
             now.subsec_micros(),
             caller.uid,
             caller.pid,
-            one_line(path),
+            one_word(path),
             error.errno(),
             one_line(&error.to_string()),
         );
         Self { caller, line }
     }
+}
+
+/// A path as one word, its blanks as in /proc/self/mounts: what a caller names can't pass for a field of the line.
+fn one_word(path: &str) -> String {
+    one_line(path).replace(' ', "\\040")
 }
 
 /// A text that can't break the line it is put in, whatever a caller wrote.
@@ -90,9 +95,9 @@ mod tests {
     fn a_name_with_a_newline_stays_on_its_line() {
         let refusals = Refusals::default();
         let caller = Caller { uid: 0, pid: 1 };
-        refusals.add(Refusal::new(caller, "a\nb", &FsError::NoEntry("no\x1b".to_owned())));
+        refusals.add(Refusal::new(caller, "a\nb errno=EIO", &FsError::NoEntry("no\x1b".to_owned())));
         let text = refusals.show(caller);
         assert_eq!(text.lines().count(), 1);
-        assert!(text.contains("path=a\\nb errno=ENOENT why=no\\u{1b}"));
+        assert!(text.contains("path=a\\nb\\040errno=EIO errno=ENOENT why=no\\u{1b}"));
     }
 }

@@ -101,6 +101,11 @@ fn write(ctx: &Ctx<'_>, set: &RegisterSet, changed: &[RegId]) -> FsResult<()> {
             (None, _) => return Err(unsupported(name, "is not offered by this driver")),
         }
     }
+    if ctx.cancel.raised() {
+        // The read before this took too long, and the caller was told so.
+        let why = "the caller went away, and nothing was set";
+        return Err(Error::new(ErrorKind::Interrupted, "write registers", why).into());
+    }
     Ok(registers.write(ctx.vcpu(), &changes)?)
 }
 

@@ -31,7 +31,9 @@ impl Need {
         match self {
             Self::Nothing => Ok(()),
             Self::Blocks if driver.memory().blocks().is_empty() => {
-                Err(Missing::new("the guest's memory is not backed by a file that can be shared"))
+                let missing = Missing::new("the guest's memory is not backed by a file that can be shared");
+                Err(missing
+                    .cure("start it with a shared memory backend (for QEMU: memory-backend-memfd,share=on)"))
             }
             Self::Blocks => Ok(()),
             Self::Registers => driver.registers().map(drop),
@@ -91,6 +93,15 @@ pub struct Row {
     pub need: Need,
     /// What it looks like.
     pub shape: Shape,
+}
+
+impl Row {
+    /// Its path as it is written for people: N for a vCPU, NAME for a register or block.
+    #[must_use]
+    pub fn shown_path(&self) -> String {
+        let path = self.path.replace("{vcpu}", "N").replace("{gva}", "gva=ADDR");
+        path.replace("{reg}", "NAME").replace("{block}", "NAME")
+    }
 }
 
 /// A range of bytes at offsets that mean something.

@@ -122,7 +122,7 @@ fn table(subjects: &[Subject], rounds: &[Vec<Figures>]) {
         );
     }
     println!(
-        "\nmemfd: pread of a memfd; bare: the smallest fuser file, same threads; procmem: /proc/PID/mem;"
+        "\nmemfd: pread of the memfd behind ram; bare: the smallest fuser file, same threads; procmem: /proc/PID/mem;"
     );
     println!(
         "readv: process_vm_readv; ram, mem: vmtree's. CPU: reader and server together, {}.",

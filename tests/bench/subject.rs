@@ -1,15 +1,13 @@
 //! What is measured: vmtree's files and the baselines.
 
 use std::fs::{self, File};
-use std::io::{IoSliceMut, Write};
-use std::os::fd::AsRawFd;
+use std::io::IoSliceMut;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::Command;
 
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::unistd::Pid;
-use rustix::fs::{MemfdFlags, memfd_create};
 
 use crate::bare::Bare;
 use crate::load::SPAN;
@@ -61,7 +59,6 @@ impl Subject {
 /// Everything that is set up, and torn down when it goes.
 pub struct Lab {
     dir: tempfile::TempDir,
-    memfd: File,
     bare: Bare,
     daemon: u32,
 }
@@ -73,8 +70,6 @@ impl Lab {
         for name in ["vm", "bare"] {
             fs::create_dir(dir.path().join(name)).expect("a mountpoint");
         }
-        let memfd = File::from(memfd_create("baseline", MemfdFlags::CLOEXEC).expect("a memfd"));
-        fill(&memfd);
         let bare = Bare::mount(&dir.path().join("bare"), SPAN as usize);
         let vm = dir.path().join("vm");
         let status =
@@ -83,21 +78,16 @@ impl Lab {
         touch(&File::options().read(true).write(true).open(vm.join("ram/low")).expect("ram/low"));
         let info = fs::read_to_string(vm.join("info")).expect("info");
         let pid = info.lines().find_map(|line| line.strip_prefix("daemon_pid ")).expect("daemon_pid");
-        Self { dir, memfd, bare, daemon: pid.parse().expect("a pid") }
+        Self { dir, bare, daemon: pid.parse().expect("a pid") }
     }
 
-    /// All subjects, the baselines first. `ram`, `mem`, `procmem` and `readv` read the same bytes: the guest's low memory.
+    /// All subjects, the baselines first. All but `bare` read the same bytes: the guest's low memory.
     pub fn subjects(&self) -> Vec<Subject> {
         let vm = self.dir.path().join("vm");
         let base = self.mapping();
         let low = vm.join("ram/low");
         vec![
-            Subject {
-                name: "memfd",
-                path: format!("/proc/self/fd/{}", self.memfd.as_raw_fd()).into(),
-                server: None,
-                way: Way::Pread,
-            },
+            Subject { name: "memfd", path: self.backing(), server: None, way: Way::Pread },
             Subject { name: "bare", path: self.bare.file(), server: None, way: Way::Pread },
             Subject {
                 name: "procmem",
@@ -109,6 +99,16 @@ impl Lab {
             Subject { name: "ram", path: low, server: Some(self.daemon), way: Way::Pread },
             Subject { name: "mem", path: vm.join("mem"), server: Some(self.daemon), way: Way::Pread },
         ]
+    }
+
+    /// The file behind `ram/low`, as the daemon has it open.
+    fn backing(&self) -> PathBuf {
+        let open = fs::read_dir(format!("/proc/{}/fd", self.daemon)).expect("the daemon's files");
+        let paths = open.filter_map(|entry| Some(entry.ok()?.path()));
+        let of_low = |path: &PathBuf| {
+            fs::read_link(path).is_ok_and(|target| target.to_string_lossy().contains("memfd:vmtree-low"))
+        };
+        paths.into_iter().find(of_low).expect("the memfd of low memory")
     }
 
     /// The register file, if the machine shows registers.
@@ -125,14 +125,6 @@ impl Lab {
             Some((u64::from_str_radix(end, 16).ok()? - start, start))
         });
         ranges.max().expect("a mapping of guest memory").1
-    }
-}
-
-/// Gives every page contents, so that no subject is a hole.
-fn fill(mut file: &File) {
-    let chunk: Vec<u8> = (0..1 << 20).map(|n: u32| n.wrapping_mul(0x9e37_79b9).to_le_bytes()[3]).collect();
-    for _ in 0..SPAN >> 20 {
-        file.write_all(&chunk).expect("room in memory");
     }
 }
 

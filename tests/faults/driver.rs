@@ -1,5 +1,6 @@
 //! A driver over the built-in machine that fails its Nth call, hangs in its calls, or says that its VM is gone.
 
+use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -17,6 +18,7 @@ struct Plan {
     gone: AtomicBool,
     hung: AtomicU64,
     hanging: Mutex<bool>,
+    plugged: Mutex<Vec<Block>>,
     release: Condvar,
 }
 
@@ -49,6 +51,19 @@ impl Faults {
     /// How many calls have hung.
     pub fn hung(&self) -> u64 {
         self.0.hung.load(Ordering::SeqCst)
+    }
+
+    /// One more block of RAM, which no region shows.
+    pub fn plug(&self, name: &str, bytes: &[u8]) {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        let block = Block { name: name.into(), bytes: bytes.len() as u64, file: Arc::new(file) };
+        self.0.plugged.lock().push(block);
+    }
+
+    /// Without what was plugged in.
+    pub fn unplug(&self) {
+        self.0.plugged.lock().clear();
     }
 
     /// The VM is gone.
@@ -84,6 +99,10 @@ pub struct Inner(Arc<dyn Driver>);
 impl Inner {
     pub fn state(&self) -> RunState {
         self.0.execution().unwrap().state().unwrap()
+    }
+
+    pub fn force_resume(&self) {
+        self.0.execution().unwrap().force_resume().unwrap();
     }
 
     pub fn r14_r15(&self) -> (u64, u64) {
@@ -140,7 +159,10 @@ impl Memory for Faulty {
         self.inner.memory().map()
     }
     fn blocks(&self) -> Vec<Block> {
-        self.inner.memory().blocks()
+        let mut blocks = self.inner.memory().blocks();
+        blocks.extend(self.faults.0.plugged.lock().iter().cloned());
+        blocks.sort_by(|a, b| a.name.cmp(&b.name));
+        blocks
     }
     fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<usize> {
         self.faults.call(false)?;

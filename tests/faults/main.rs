@@ -8,6 +8,7 @@ mod mounted;
 
 use std::fs;
 use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -23,7 +24,8 @@ fn session(mounted: &Mounted) -> Vec<std::io::Result<()>> {
         fs::File::open(path("mem")).and_then(|mut file| file.read_exact(&mut [0; 8192])),
         write("ctl", "pause"),
         fs::read(path("vcpu/0/regs/all")).map(drop),
-        write("vcpu/0/regs/all", "r14=7 r15=8"),
+        // Registers that the guest does without: it may run, where the pause was what failed.
+        write("vcpu/0/regs/all", "tsc_aux=7 sysenter_esp=8"),
         write("vcpu/0/ctl", "step 2"),
         fs::read(path("vcpu/0/translate,gva=0x1000")).map(drop),
         fs::read(path("state")).map(drop),
@@ -171,6 +173,119 @@ fn nobody_waits_longer_than_the_reply_timeout() {
     // A file that needs no call to the VM is served meanwhile.
     fs::read(mounted.path().join("info")).unwrap();
     faults.hang(false);
+    mounted.end();
+}
+
+#[test]
+fn what_its_caller_gave_up_is_not_done_later_and_errors_tells() {
+    if !possible("what_its_caller_gave_up_is_not_done_later_and_errors_tells") {
+        return;
+    }
+    let faults = Faults::nth(u64::MAX);
+    let (faulty, inner) = Faulty::over_emu(faults.clone());
+    let mounted = Mounted::with(faulty, "reply_timeout=1");
+    faults.hang(true);
+    // As many as there are workers; what comes then waits for its turn, and its caller does not wait so long.
+    let path = mounted.path().join("vcpu/0/regs/all");
+    let reader = || {
+        let path = path.clone();
+        std::thread::spawn(move || fs::read(path).unwrap_err().raw_os_error())
+    };
+    let readers: Vec<_> = (0..64).map(|_| reader()).collect();
+    let begun = Instant::now();
+    while faults.hung() < 64 {
+        assert!(begun.elapsed() < Duration::from_secs(5));
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    for (name, text) in [("vcpu/0/regs/r14", "0x77"), ("ctl", "pause")] {
+        let told = fs::write(mounted.path().join(name), text).unwrap_err();
+        assert_eq!(told.raw_os_error(), Some(libc::ETIMEDOUT), "{name}");
+    }
+    for reader in readers {
+        assert_eq!(reader.join().unwrap(), Some(libc::ETIMEDOUT));
+    }
+    let errors = fs::read_to_string(mounted.path().join("errors")).unwrap();
+    let last = errors.lines().last().unwrap();
+    assert!(last.contains("path=ctl errno=ETIMEDOUT why=wait: no answer within 1 s"), "{last}");
+    faults.hang(false);
+    // A worker that is free again comes to this after all that was given up.
+    std::thread::sleep(Duration::from_millis(200));
+    fs::read(mounted.path().join("vcpu/0/regs/rip")).unwrap();
+    assert_eq!(faults.hung(), 64, "a request without a caller was carried out");
+    assert_ne!(inner.r14_r15().0, 0x77);
+    assert_eq!(inner.state(), RunState::Running);
+    mounted.end();
+}
+
+#[test]
+fn a_pause_that_comes_too_late_is_taken_back() {
+    if !possible("a_pause_that_comes_too_late_is_taken_back") {
+        return;
+    }
+    let faults = Faults::nth(u64::MAX);
+    let (faulty, inner) = Faulty::over_emu(faults.clone());
+    let mounted = Mounted::with(faulty, "reply_timeout=0.3");
+    faults.hang(true);
+    let told = fs::write(mounted.path().join("ctl"), "pause").unwrap_err();
+    assert_eq!(told.raw_os_error(), Some(libc::ETIMEDOUT));
+    faults.hang(false);
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(inner.state(), RunState::Running);
+    mounted.end();
+}
+
+#[test]
+fn a_pause_stops_a_vm_that_somebody_else_let_run() {
+    if !possible("a_pause_stops_a_vm_that_somebody_else_let_run") {
+        return;
+    }
+    let (faulty, inner) = Faulty::over_emu(Faults::nth(u64::MAX));
+    let mounted = Mounted::new(faulty);
+    let ctl = mounted.path().join("ctl");
+    fs::write(&ctl, "pause").unwrap();
+    inner.force_resume();
+    assert_eq!(inner.state(), RunState::Running);
+    fs::write(&ctl, "pause").unwrap();
+    assert_eq!(inner.state(), RunState::Paused);
+    fs::write(&ctl, "resume").unwrap();
+    assert_eq!(inner.state(), RunState::Running);
+    mounted.end();
+}
+
+#[test]
+fn a_block_stays_itself_when_another_is_plugged_in() {
+    if !possible("a_block_stays_itself_when_another_is_plugged_in") {
+        return;
+    }
+    let faults = Faults::nth(u64::MAX);
+    let (faulty, _) = Faulty::over_emu(faults.clone());
+    let mounted = Mounted::new(faulty);
+    let read = |name: &str| {
+        let mut bytes = [0; 16];
+        fs::File::open(mounted.path().join(name)).and_then(|file| file.read_exact_at(&mut bytes, 0)).unwrap();
+        bytes
+    };
+    fs::write(mounted.path().join("ctl"), "pause").unwrap();
+    for (name, byte) in [("ram/low", b'L'), ("ram/high", b'H')] {
+        fs::OpenOptions::new()
+            .write(true)
+            .open(mounted.path().join(name))
+            .and_then(|file| file.write_all_at(&[byte; 16], 0))
+            .unwrap();
+    }
+    // By its name it comes before the others.
+    faults.plug("dimm", &[b'D'; 4096]);
+    assert_eq!((read("ram/low"), read("ram/high")), ([b'L'; 16], [b'H'; 16]));
+    assert_eq!(read("ram/dimm"), [b'D'; 16]);
+    assert_eq!(fs::metadata(mounted.path().join("ram/dimm")).unwrap().len(), 4096);
+    let mut names: Vec<_> =
+        fs::read_dir(mounted.path().join("ram")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["dimm", "high", "low"]);
+    faults.unplug();
+    assert_eq!((read("ram/low"), read("ram/high")), ([b'L'; 16], [b'H'; 16]));
+    let gone = fs::File::open(mounted.path().join("ram/dimm")).unwrap_err();
+    assert_eq!(gone.raw_os_error(), Some(libc::ENOENT));
     mounted.end();
 }
 

@@ -3,6 +3,7 @@ import errno
 import mmap
 import os
 import sys
+import time
 
 root = sys.argv[1]
 HIGH = 4 << 30
@@ -32,6 +33,20 @@ try:
     raise SystemExit("mem was mapped MAP_SHARED")
 except OSError as error:
     assert error.errno == errno.ENODEV, error
+
+# sendfile goes through the kernel's page cache, whose pages vmtree drops once a second while mem is open.
+out = os.memfd_create("out")
+def sent():
+    os.lseek(out, 0, os.SEEK_SET)
+    assert os.sendfile(out, mem, HIGH + 0x7000, 3) == 3
+    return os.pread(out, 3, 0)
+assert sent() == b"\0\0\0"
+os.pwrite(high, b"new", 0x7000)
+assert os.pread(mem, 3, HIGH + 0x7000) == b"new"
+deadline = time.monotonic() + 10
+while sent() != b"new":
+    assert time.monotonic() < deadline, "sendfile stays stale"
+    time.sleep(0.05)
 
 # Holes.
 assert os.lseek(mem, 0, os.SEEK_HOLE) == 48 << 20

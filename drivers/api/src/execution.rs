@@ -55,12 +55,27 @@ pub trait Execution: Send + Sync {
 
 /// A pause that this process asked for. It ends by [`Pause::resume`] or, on any other path, by being dropped.
 #[must_use = "a dropped pause lets the VM run on"]
-pub struct Pause(Option<Box<dyn FnOnce() -> Result<()> + Send + Sync>>);
+pub struct Pause {
+    undo: Option<Box<dyn FnOnce() -> Result<()> + Send + Sync>>,
+    exclusive: bool,
+}
 
 impl Pause {
-    /// A pause that `undo` ends.
+    /// A pause that `undo` ends, and nobody else can end while it is held.
     pub fn new(undo: impl FnOnce() -> Result<()> + Send + Sync + 'static) -> Self {
-        Self(Some(Box::new(undo)))
+        Self { undo: Some(Box::new(undo)), exclusive: true }
+    }
+
+    /// The same pause, where another client of the hypervisor can let the VM run all the same.
+    pub fn shared(mut self) -> Self {
+        self.exclusive = false;
+        self
+    }
+
+    /// Whether the VM stands still for as long as this is held, so that copies of its memory stay true.
+    #[must_use]
+    pub fn exclusive(&self) -> bool {
+        self.exclusive
     }
 
     /// Ends the pause and tells whether that worked.
@@ -68,7 +83,7 @@ impl Pause {
     /// # Errors
     /// The VM could not be told; it is gone or does not answer.
     pub fn resume(mut self) -> Result<()> {
-        match self.0.take() {
+        match self.undo.take() {
             Some(undo) => undo(),
             None => Ok(()),
         }
@@ -83,7 +98,7 @@ impl fmt::Debug for Pause {
 
 impl Drop for Pause {
     fn drop(&mut self) {
-        if let Some(undo) = self.0.take() {
+        if let Some(undo) = self.undo.take() {
             // Nobody is left to tell; a VM that can't be resumed is gone.
             let _ = undo();
         }

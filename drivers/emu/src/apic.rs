@@ -81,6 +81,8 @@ pub enum Destination {
 pub enum Signal {
     /// An interrupt.
     Fixed(u8),
+    /// An interrupt for one of them: the one with the lowest priority.
+    Lowest(u8),
     /// A non-maskable interrupt.
     Nmi,
 }
@@ -100,8 +102,6 @@ pub struct Apic {
     lvt: [u32; 6],
     divide: u32,
     initial: u32,
-    /// When the timer was last started, in ns.
-    started: u64,
     /// When the timer fires next, in ns.
     deadline: Option<u64>,
     present: bool,
@@ -126,7 +126,6 @@ impl Apic {
             lvt: [MASKED; 6],
             divide: 0,
             initial: 0,
-            started: 0,
             deadline: None,
             present: true,
             nmi: false,
@@ -171,12 +170,15 @@ impl Apic {
         self.deadline
     }
 
-    fn enabled(&self) -> bool {
+    /// Whether it takes interrupts.
+    #[must_use]
+    pub fn enabled(&self) -> bool {
         self.present && self.svr & SVR_ENABLE != 0
     }
 
     /// The processor priority (11.8.3.1).
-    fn ppr(&self) -> u8 {
+    #[must_use]
+    pub fn ppr(&self) -> u8 {
         let serviced = self.isr.highest().unwrap_or(0);
         if self.tpr >> 4 >= serviced >> 4 { self.tpr } else { serviced & 0xf0 }
     }
@@ -289,7 +291,6 @@ impl Apic {
     }
 
     fn start(&mut self, now: u64) {
-        self.started = now;
         let length = u64::from(self.initial) * self.count_ns();
         self.deadline = (self.initial != 0).then(|| now.saturating_add(length));
     }
@@ -307,7 +308,6 @@ impl Apic {
             // Rounds that were missed are one interrupt: IRR holds no count.
             let length = u64::from(self.initial) * self.count_ns();
             let rounds = (now - deadline) / length.max(1) + 1;
-            self.started = deadline;
             self.deadline = Some(deadline.saturating_add(rounds.saturating_mul(length)));
         }
         if entry & MASKED == 0 {
@@ -332,9 +332,8 @@ fn lvt(offset: u64) -> usize {
 fn command(icr: [u32; 2]) -> Option<Command> {
     let low = icr[0];
     let what = match low >> 8 & 7 {
-        // Lowest priority goes to all that match: a fixed choice among them would be one of the allowed answers
-        // only where exactly one matches.
-        0 | 1 => Signal::Fixed(low as u8),
+        0 => Signal::Fixed(low as u8),
+        1 => Signal::Lowest(low as u8),
         4 => Signal::Nmi,
         _ => return None,
     };

@@ -41,8 +41,10 @@ fn steps(state: &mut State, index: usize, count: u64) -> Batch {
             Stepped::Ran | Stepped::Yielded => done += 1,
             Stepped::Dead => return Batch::Ended(done, state.end(index)),
             // A vCPU that waits for its own timer gets it at once: nobody waits in real time for a step.
-            Stepped::Idle if state.can_wake(index) => state.skip(),
-            Stepped::Idle => return Batch::Stuck(done),
+            Stepped::Idle => match state.wakes(index) {
+                Some(time) => state.skip(time),
+                None => return Batch::Stuck(done),
+            },
         }
     }
     Batch::Whole

@@ -4,7 +4,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use vmtree_api::{Error, ErrorKind, Host, Result, VcpuId};
@@ -34,8 +34,8 @@ pub struct State {
     stop: bool,
     /// Visits that are over.
     served: u64,
-    /// Until when the idle machine sleeps in real time.
-    sleep_until: Option<Instant>,
+    /// The virtual time of the timer that the idle machine was waiting for, and how long that still takes in real time.
+    asleep: Option<(u64, Duration)>,
 }
 
 /// Why the vCPUs stopped running for a moment.
@@ -61,7 +61,7 @@ impl State {
             ended: None,
             stop: false,
             served: 0,
-            sleep_until: None,
+            asleep: None,
         }
     }
 
@@ -103,25 +103,21 @@ impl State {
         }
     }
 
-    /// Virtual time jumps to the next timer.
-    pub fn skip(&mut self) {
-        let next = self.world.next_timer();
-        if next != u64::MAX {
-            self.world.advance(next.saturating_sub(self.world.now()));
-        }
+    /// Virtual time jumps to `time`, in ns, unless that is past.
+    pub fn skip(&mut self, time: u64) {
+        self.world.advance(time.saturating_sub(self.world.now()));
     }
 
-    /// Whether its timer may ever wake a halted vCPU.
-    pub fn can_wake(&self, index: usize) -> bool {
-        let (Some(vcpu), Some(apic)) = (self.vcpus.get(index), self.world.apics.get(index)) else {
-            return false;
-        };
-        vcpu.cpu.regs.rflags & bits::RFLAGS_IF != 0 && apic.can_interrupt()
+    /// When its own timer wakes a halted vCPU, in ns of virtual time; `None` if that will never be.
+    pub fn wakes(&self, index: usize) -> Option<u64> {
+        let (vcpu, apic) = (self.vcpus.get(index)?, self.world.apics.get(index)?);
+        let heard = vcpu.cpu.regs.rflags & bits::RFLAGS_IF != 0 && apic.can_interrupt();
+        apic.deadline().filter(|_| heard)
     }
 
-    /// Whether anything may ever wake the machine when all vCPUs are halted.
-    fn hopeful(&self) -> bool {
-        (0..self.vcpus.len()).any(|index| self.can_wake(index))
+    /// When the first timer wakes a vCPU, once all are halted.
+    fn first_to_wake(&self) -> Option<u64> {
+        (0..self.vcpus.len()).filter_map(|index| self.wakes(index)).min()
     }
 
     /// Records the end of the machine by a triple fault, and returns the reason.
@@ -192,7 +188,6 @@ impl Drop for Visit<'_> {
 impl Visit<'_> {
     /// Sees to it that the machine looks at its state anew once the visit is over.
     pub fn changed(&mut self) {
-        self.state.sleep_until = None;
         self.machine.wake.notify_one();
     }
 }
@@ -244,14 +239,17 @@ impl Machine {
     /// The machine thread.
     fn run(&self) {
         let mut state = self.state.lock();
-        while !state.stop {
+        loop {
+            // Those who have come by now go first. Later ones wait for the next break: else, where several come
+            // again and again, there would always be one more.
             let arrived = self.arrived.load(Ordering::Relaxed);
-            if state.served < arrived {
+            while state.served < arrived {
                 self.left.wait(&mut state);
-                continue;
+            }
+            if state.stop {
+                return;
             }
             if state.pauses > 0 || state.ended.is_some() {
-                state.sleep_until = None;
                 self.wake.wait(&mut state);
                 continue;
             }
@@ -266,27 +264,24 @@ impl Machine {
         }
     }
 
-    /// Sleeps until the next timer in real time, then lets virtual time jump there. Visitors come in meanwhile; one
-    /// that changed something ends the sleep early.
+    /// Sleeps in real time until the next timer, then lets virtual time jump there. Visitors come in meanwhile; one
+    /// that changed something ends the sleep early, and the next sleep goes on where this one was.
     fn sleep(&self, state: &mut MutexGuard<'_, State>) {
-        if !state.hopeful() {
+        let Some(time) = state.first_to_wake() else {
             self.wake.wait(state);
             return;
-        }
-        let wait = state.world.next_timer().saturating_sub(state.world.now());
-        let until = match state.sleep_until {
-            Some(until) => until,
-            // A timer centuries ahead is as good as none.
-            None => match Instant::now().checked_add(std::time::Duration::from_nanos(wait)) {
-                Some(until) => until,
-                None => return self.wake.wait(state),
-            },
         };
-        state.sleep_until = Some(until);
-        let early = !self.wake.wait_until(state, until).timed_out();
-        if !early && state.pauses == 0 && !state.stop {
-            state.sleep_until = None;
-            state.skip();
+        let mut left = Duration::from_nanos(time.saturating_sub(state.world.now()));
+        if let Some((_, slept)) = state.asleep.take().filter(|(before, _)| *before == time) {
+            left = left.min(slept);
+        }
+        let begun = Instant::now();
+        // A timer centuries ahead is as good as none: the condition variable then waits without an end.
+        let early = !self.wake.wait_for(state, left).timed_out();
+        if early || state.pauses > 0 || state.stop {
+            state.asleep = Some((time, left.saturating_sub(begun.elapsed())));
+        } else {
+            state.skip(time);
         }
     }
 }
@@ -298,7 +293,10 @@ impl Drop for Alarm<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let why = "its thread died by a mistake in vmtree; please report it".to_owned();
-            self.0.state.lock().ended = Some(why.clone());
+            let mut state = self.0.state.lock();
+            state.world.ram.close();
+            state.ended = Some(why.clone());
+            drop(state);
             self.0.tell_end(&why);
         }
     }

@@ -46,12 +46,6 @@ impl World {
         self.now
     }
 
-    /// When the first timer fires, in ns; `u64::MAX` for never.
-    #[must_use]
-    pub fn next_timer(&self) -> u64 {
-        self.next
-    }
-
     /// Time passes; timers whose time has come fire.
     pub fn advance(&mut self, ns: u64) {
         self.now = self.now.saturating_add(ns);
@@ -143,19 +137,25 @@ impl World {
     }
 
     fn send(&mut self, from: usize, command: Command) {
-        for (index, apic) in self.apics.iter_mut().enumerate() {
-            let meant = match command.to {
-                Destination::Myself => index == from,
-                Destination::All | Destination::Physical(0xff) => true,
-                Destination::Others => index != from,
-                Destination::Physical(id) => index == usize::from(id),
-                Destination::Logical(to) => apic.logically(to),
-            };
-            match command.what {
-                Signal::Fixed(vector) if meant => apic.raise(vector),
-                Signal::Nmi if meant => apic.nmi = true,
-                _ => {}
+        let all = self.apics.iter_mut().enumerate().filter(|(index, apic)| match command.to {
+            Destination::Myself => *index == from,
+            Destination::All | Destination::Physical(0xff) => true,
+            Destination::Others => *index != from,
+            Destination::Physical(id) => *index == usize::from(id),
+            Destination::Logical(to) => apic.logically(to),
+        });
+        let mut meant = all.map(|(_, apic)| apic);
+        match command.what {
+            Signal::Fixed(vector) => meant.for_each(|apic| apic.raise(vector)),
+            // Of equals, the first.
+            Signal::Lowest(vector) => {
+                if let Some(apic) =
+                    meant.by_ref().filter(|apic| apic.enabled()).min_by_key(|apic| apic.ppr() >> 4)
+                {
+                    apic.raise(vector);
+                }
             }
+            Signal::Nmi => meant.for_each(|apic| apic.nmi = true),
         }
     }
 

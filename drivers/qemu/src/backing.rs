@@ -41,6 +41,61 @@ pub fn mappings(pid: u32) -> Vec<Vma> {
     String::from_utf8_lossy(&text).lines().filter_map(parse_vma).collect()
 }
 
+/// What lies under a range of the process's memory: enough to notice that it has been replaced or taken away.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Ground {
+    bytes: u64,
+    shared: bool,
+    device: (u32, u32),
+    inode: u64,
+    /// The offset in the file of the range's first byte; 0 where there is no file.
+    offset: u64,
+}
+
+/// What lies under `container`, piece by piece; less than its whole length where a part is not mapped.
+#[must_use]
+pub fn ground(vmas: &[Vma], container: &Container) -> Vec<Ground> {
+    let end = container.base.saturating_add(container.bytes);
+    let mut pieces: Vec<Ground> = Vec::new();
+    let mut reached = container.base;
+    for vma in vmas {
+        let (from, to) = (vma.start.max(reached), vma.end.min(end));
+        if from >= to {
+            continue;
+        }
+        if from > reached {
+            break;
+        }
+        let offset = if vma.inode == 0 { 0 } else { vma.offset.saturating_add(from - vma.start) };
+        let Vma { shared, device, inode, .. } = *vma;
+        let next = Ground { bytes: to - from, shared, device, inode, offset };
+        match pieces.last_mut() {
+            // The kernel splits and joins mappings by what they are advised to be.
+            Some(last) if last.is_followed_by(&next) => last.bytes += next.bytes,
+            _ => pieces.push(next),
+        }
+        reached = to;
+    }
+    pieces
+}
+
+impl Ground {
+    fn is_followed_by(&self, next: &Self) -> bool {
+        let linear = self.inode == 0 || self.offset.checked_add(self.bytes) == Some(next.offset);
+        let same = (self.shared, self.device, self.inode) == (next.shared, next.device, next.inode);
+        same && linear
+    }
+}
+
+/// The mappings that may be RAM that a device brings: aligned as QEMU aligns RAM. Where they change, memory may have
+/// been plugged in or out.
+#[must_use]
+pub fn large(vmas: &[Vma]) -> Vec<(u64, u64)> {
+    const ALIGNMENT: u64 = 2 << 20;
+    let large = vmas.iter().filter(|vma| vma.start % ALIGNMENT == 0 && vma.end - vma.start >= ALIGNMENT);
+    large.map(|vma| (vma.start, vma.end)).collect()
+}
+
 /// `START-END rwxs OFFSET MAJOR:MINOR INODE PATH` (proc_pid_maps(5)).
 fn parse_vma(line: &str) -> Option<Vma> {
     let hex = |text: &str| u64::from_str_radix(text, 16).ok();
@@ -51,16 +106,12 @@ fn parse_vma(line: &str) -> Option<Vma> {
     let (major, minor) = words.next()?.split_once(':')?;
     let device = (u32::from_str_radix(major, 16).ok()?, u32::from_str_radix(minor, 16).ok()?);
     let inode = words.next()?.parse().ok()?;
+    let (start, end) = (hex(start)?, hex(end)?);
+    if start >= end {
+        return None;
+    }
     let path = words.next().unwrap_or_default().trim_start().to_owned();
-    Some(Vma {
-        start: hex(start)?,
-        end: hex(end)?,
-        shared: rights.ends_with('s'),
-        offset,
-        device,
-        inode,
-        path,
-    })
+    Some(Vma { start, end, shared: rights.ends_with('s'), offset, device, inode, path })
 }
 
 /// Opens the file behind `container`; `None` where it is not one shared file from end to end, or we may not open it.
@@ -151,12 +202,35 @@ mod tests {
         assert_eq!(vmas[3].path, "/a b");
     }
 
+    #[test]
+    fn the_ground_changes_with_what_is_mapped_and_not_with_how_it_is_split() {
+        let whole = vmas("1000-5000 rw-s 00002000 00:01 5 /m\n5000-9000 rw-p 00000000 00:00 0\n");
+        let split = vmas(
+            "1000-2000 rw-s 00002000 00:01 5 /m\n2000-5000 r--s 00003000 00:01 5 /m\n\
+             5000-6000 rw-p 00000000 00:00 0\n6000-9000 rw-p 00000000 00:00 0\n",
+        );
+        let at = container(0x1800, 0x6000);
+        assert_eq!(ground(&whole, &at), ground(&split, &at));
+        assert_eq!(ground(&whole, &at).iter().map(|ground| ground.bytes).sum::<u64>(), 0x6000);
+        let others = [
+            "1000-5000 rw-s 00002000 00:01 6 /m\n5000-9000 rw-p 00000000 00:00 0\n",
+            "1000-5000 rw-s 00003000 00:01 5 /m\n5000-9000 rw-p 00000000 00:00 0\n",
+            "1000-5000 rw-s 00002000 00:01 5 /m\n6000-9000 rw-p 00000000 00:00 0\n",
+            "1000-5000 rw-s 00002000 00:01 5 /m\n",
+            "",
+        ];
+        for other in others {
+            assert_ne!(ground(&whole, &at), ground(&vmas(other), &at), "{other}");
+        }
+    }
+
     proptest! {
         #[test]
         fn never_panics(line in "[0-9a-f]{0,4}-[0-9a-f]{0,20} [rwxps-]{0,4} [0-9a-f]{0,20} [0-9:]{0,6} [0-9]{0,3}", text: String, base: u64, bytes: u64) {
             let mut parsed = vmas(&format!("{line}\n{line}\n{text}"));
             parsed.extend(vmas(&text));
             let _ = covering(&parsed, &container(base, bytes));
+            let _ = (ground(&parsed, &container(base, bytes)), large(&parsed));
         }
     }
 }

@@ -10,9 +10,13 @@ use vmtree_api::{
     Arch, Driver, Error, ErrorKind, Execution, Facts, Host, Memory, Missing, Registers, Result, Source,
 };
 
+use crate::control::Control;
+use crate::execution::Vm;
 use crate::find::{self, Found};
+use crate::keeper::Keeper;
 use crate::memory::GuestMemory;
 use crate::qmp::Qmp;
+use crate::registers::{self, Access};
 use crate::source::Target;
 use crate::verify::verify;
 use crate::watch::{self, Watch};
@@ -21,9 +25,12 @@ const OP: &str = "open qemu";
 
 struct Qemu {
     facts: Facts,
-    memory: GuestMemory,
+    memory: Arc<GuestMemory>,
     /// Dropped, it stops waiting for QEMU's end.
     _watch: Watch,
+    registers: Arc<Access>,
+    /// Dropped, it gives back what is paused.
+    execution: Vm,
 }
 
 /// Opens the QEMU that `source` names: `qemu:/path/to/qmp.sock`, `qemu:name=NAME` or `qemu:pid=PID`.
@@ -42,12 +49,17 @@ pub fn open(source: Source, host: Arc<dyn Host>) -> Result<Box<dyn Driver>> {
     let process = watch::open(pid)?;
     let mut facts = facts(&qmp, pid)?;
     let ended = Arc::new(AtomicBool::new(false));
-    let memory = GuestMemory::new(pid, Arc::clone(&ended));
+    let memory = Arc::new(GuestMemory::new(pid, Arc::clone(&ended)));
     memory.refresh(&qmp)?;
-    verify(&qmp, &memory)?;
+    verify(&qmp, &*memory)?;
     facts.extra.push(("memory", memory.ways()));
-    let watch = Watch::start(process, ended, host)?;
-    Ok(Box::new(Qemu { facts, memory, _watch: watch }))
+    let control = Arc::new(Control::new(qmp, Arc::clone(&ended))?);
+    let with_gdb = registers::can_have_gdb(&*control.lock().settle()?)?;
+    let registers = Arc::new(Access::new(Arc::clone(&control), pid, with_gdb)?);
+    let mut keeper = Keeper::new(pid, &control, Arc::clone(&memory), Arc::clone(&ended), Arc::clone(&host));
+    let watch = Watch::start(process, ended, host, move || keeper.tick())?;
+    let execution = Vm(control, Arc::clone(&registers));
+    Ok(Box::new(Qemu { facts, memory, _watch: watch, registers, execution }))
 }
 
 fn facts(qmp: &Qmp, pid: u32) -> Result<Facts> {
@@ -86,15 +98,15 @@ impl Driver for Qemu {
     }
 
     fn memory(&self) -> &dyn Memory {
-        &self.memory
+        &*self.memory
     }
 
     fn registers(&self) -> std::result::Result<&dyn Registers, Missing> {
-        Err(later("vCPU registers, through QEMU's gdbstub and monitor"))
+        Ok(&*self.registers)
     }
 
     fn execution(&self) -> std::result::Result<&dyn Execution, Missing> {
-        Err(later("pause, resume and step, through QEMU's monitor and gdbstub"))
+        Ok(&self.execution)
     }
 
     fn events(&self) -> std::result::Result<&dyn EventSource, Missing> {

@@ -55,14 +55,22 @@ pub struct Layout {
 /// Those of [`Qmp::execute`]; [`ErrorKind::Busy`] if it keeps changing; [`ErrorKind::Protocol`] if it makes no sense.
 pub fn read(qmp: &Qmp) -> Result<Layout> {
     for attempt in 0..TRIES {
-        let ranges = flat_view(qmp)?;
-        let layout = place(qmp, &ranges)?;
-        if let Some(layout) = layout.filter(|_| flat_view(qmp).is_ok_and(|again| again == ranges)) {
+        if let Some(layout) = look(qmp)? {
             return Ok(layout);
         }
         thread::sleep(Duration::from_millis(20 << attempt));
     }
     Err(Error::new(ErrorKind::Busy, OP, "the guest keeps changing it; try again once its firmware is done"))
+}
+
+/// Reads the layout once; `None` if it has changed meanwhile.
+///
+/// # Errors
+/// Those of [`read`].
+pub fn look(qmp: &Qmp) -> Result<Option<Layout>> {
+    let ranges = flat_view(qmp)?;
+    let layout = place(qmp, &ranges)?;
+    Ok(layout.filter(|_| flat_view(qmp).is_ok_and(|again| again == ranges)))
 }
 
 fn flat_view(qmp: &Qmp) -> Result<Vec<Range>> {

@@ -4,15 +4,24 @@
 //! backends, or from the memory of the QEMU process where there are none.
 
 mod backing;
+#[allow(dead_code, reason = "while_stopped is for registers and steps")]
+mod control;
 mod doctor;
 mod driver;
+mod execution;
 mod find;
+mod gdb;
 mod hmp;
+mod keeper;
 mod layout;
+mod link;
 mod memory;
 mod options;
 mod process;
 mod qmp;
+mod recover;
+mod registers;
+mod runstate;
 mod source;
 mod sys;
 mod verify;
@@ -21,3 +30,4 @@ mod watch;
 pub use doctor::checks;
 pub use driver::open;
 pub use find::list;
+pub use recover::recover;

@@ -10,8 +10,8 @@ use parking_lot::RwLock;
 use rustix::io::Errno;
 use vmtree_api::{Block, BlockRef, Error, ErrorKind, Gpa, Memory, MemoryMap, Region, RegionKind, Result};
 
-use crate::backing::{self, Backing};
-use crate::layout::{self, Layout, Piece};
+use crate::backing::{self, Backing, Ground, Vma};
+use crate::layout::{self, Container, Layout, Piece};
 use crate::qmp::Qmp;
 use crate::sys;
 
@@ -31,7 +31,7 @@ struct State {
     layout: Layout,
     map: Arc<MemoryMap>,
     /// One for each container.
-    stores: Vec<Store>,
+    stores: Vec<Arc<Store>>,
 }
 
 /// A container and how its bytes are had.
@@ -41,6 +41,8 @@ struct Store {
     name: Arc<str>,
     bytes: u64,
     backing: Option<Backing>,
+    /// What QEMU had mapped there.
+    ground: Vec<Ground>,
 }
 
 impl GuestMemory {
@@ -55,25 +57,72 @@ impl GuestMemory {
     /// # Errors
     /// Those of [`layout::read`]; then the layout is as it was.
     pub fn refresh(&self, qmp: &Qmp) -> Result<()> {
-        let layout = layout::read(qmp)?;
-        let old = Arc::clone(&self.state.read());
-        if old.layout == layout {
-            return Ok(());
-        }
-        let stores = self.stores(&layout);
-        let regions = layout.pieces.iter().map(|piece| region(piece, &stores)).collect();
-        let map = Arc::new(MemoryMap::new(old.map.generation() + 1, regions));
-        *self.state.write() = Arc::new(State { layout, map, stores });
+        self.take(layout::read(qmp)?);
         Ok(())
     }
 
-    fn stores(&self, layout: &Layout) -> Vec<Store> {
+    /// The same with one look only: a layout that changes at this moment is left for the next time. Returns whether
+    /// it was read.
+    ///
+    /// # Errors
+    /// Those of [`layout::look`].
+    pub fn refresh_once(&self, qmp: &Qmp) -> Result<bool> {
+        let layout = layout::look(qmp)?;
+        Ok(layout.map(|layout| self.take(layout)).is_some())
+    }
+
+    fn take(&self, layout: Layout) {
         let vmas = backing::mappings(self.pid);
+        let old = self.state();
+        let stays =
+            |(container, store): (&Container, &Arc<Store>)| store.ground == backing::ground(&vmas, container);
+        if old.layout == layout && layout.containers.iter().zip(&old.stores).all(stays) {
+            return;
+        }
+        let stores = self.stores(&layout, &vmas);
+        self.replace(old.map.generation() + 1, layout, stores);
+    }
+
+    /// Takes out of the map what QEMU has unmapped or replaced since the layout was read, and returns whether there
+    /// was such. Needs no monitor.
+    pub fn prune(&self) -> bool {
+        let vmas = backing::mappings(self.pid);
+        // None are shown of a process that has ended.
+        if vmas.is_empty() {
+            return false;
+        }
+        let old = self.state();
+        let lost =
+            |(container, store): (&Container, &Arc<Store>)| store.ground != backing::ground(&vmas, container);
+        let lost: Vec<bool> = old.layout.containers.iter().zip(&old.stores).map(lost).collect();
+        if !lost.contains(&true) {
+            return false;
+        }
+        let mut layout = old.layout.clone();
+        let is_lost = |piece: &Piece| piece.at.is_some_and(|(index, _)| lost.get(index) == Some(&true));
+        let before = layout.pieces.len();
+        layout.pieces.retain(|piece| !is_lost(piece));
+        if layout.pieces.len() == before {
+            return false;
+        }
+        self.replace(old.map.generation() + 1, layout, old.stores.clone());
+        true
+    }
+
+    fn replace(&self, generation: u64, layout: Layout, stores: Vec<Arc<Store>>) {
+        let regions = layout.pieces.iter().map(|piece| region(piece, &stores)).collect();
+        let map = Arc::new(MemoryMap::new(generation, regions));
+        *self.state.write() = Arc::new(State { layout, map, stores });
+    }
+
+    fn stores(&self, layout: &Layout, vmas: &[Vma]) -> Vec<Arc<Store>> {
         let mut taken = BTreeSet::new();
-        let store = |container: &layout::Container| {
-            let backing = backing::find(self.pid, &vmas, container);
+        let store = |container: &Container| {
+            let backing = backing::find(self.pid, vmas, container);
             let name = file_name(layout::plain_id(&container.name), &mut taken);
-            Store { base: container.base, name: name.into(), bytes: container.bytes, backing }
+            let ground = backing::ground(vmas, container);
+            let Container { base, bytes, .. } = *container;
+            Arc::new(Store { base, name: name.into(), bytes, backing, ground })
         };
         layout.containers.iter().map(store).collect()
     }
@@ -101,7 +150,7 @@ impl GuestMemory {
     }
 
     fn gone(&self, op: &'static str) -> Error {
-        Error::new(ErrorKind::Gone, op, format!("QEMU process {} exited", self.pid))
+        Error::new(ErrorKind::Gone, op, format!("QEMU process {} exited or its VM moved away", self.pid))
     }
 
     fn check_alive(&self, op: &'static str) -> Result<()> {
@@ -125,8 +174,14 @@ impl GuestMemory {
 }
 
 impl State {
+    /// The stores that the map leads to.
+    fn shown(&self) -> impl Iterator<Item = &Arc<Store>> {
+        let used = |index| self.layout.pieces.iter().any(|piece| piece.at.is_some_and(|(at, _)| at == index));
+        self.stores.iter().enumerate().filter(move |(index, _)| used(*index)).map(|(_, store)| store)
+    }
+
     /// Where `bytes` from `gpa` on lie; they must be in one piece that holds data.
-    fn locate(&self, op: &'static str, gpa: Gpa, bytes: usize) -> Result<(&Store, u64)> {
+    fn locate(&self, op: &'static str, gpa: Gpa, bytes: usize) -> Result<(&Arc<Store>, u64)> {
         let pieces = &self.layout.pieces;
         let piece = pieces
             .get(pieces.partition_point(|piece| piece.end <= gpa.0))
@@ -142,7 +197,7 @@ impl State {
     }
 }
 
-fn region(piece: &Piece, stores: &[Store]) -> Region {
+fn region(piece: &Piece, stores: &[Arc<Store>]) -> Region {
     let block = piece.at.and_then(|(index, offset)| {
         let store = stores.get(index).filter(|store| store.is_block())?;
         Some(BlockRef { name: Arc::clone(&store.name), offset })
@@ -215,7 +270,8 @@ impl Memory for GuestMemory {
 
     fn blocks(&self) -> Vec<Block> {
         let state = self.state();
-        let blocks = state.stores.iter().filter(|store| store.is_block()).filter_map(|store| {
+        let shown = state.shown().filter(|store| store.is_block());
+        let blocks = shown.filter_map(|store| {
             let file = Arc::clone(&store.backing.as_ref()?.file);
             Some(Block { name: Arc::clone(&store.name), bytes: store.bytes, file })
         });

@@ -1,6 +1,7 @@
 //! A client of QEMU's machine protocol: one command, one answer, each in bounded time and space.
 //!
-//! A QMP server serves one client at a time. So a connection is made, asked and dropped, to let others in.
+//! A QMP server serves one client at a time. So a connection is made, asked and dropped, to let others in. While it
+//! is open, events are set aside in the order in which they come.
 
 use std::io::{ErrorKind as Io, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -23,6 +24,9 @@ const LINE_LIMIT: usize = 16 << 20;
 /// How long a server may take to greet; one that serves another client does not greet at all.
 const GREETING: Duration = Duration::from_secs(3);
 
+/// How many events are kept for one who does not take them.
+const EVENT_LIMIT: usize = 4096;
+
 /// How long an answer may take.
 const ANSWER: Duration = Duration::from_secs(10);
 
@@ -40,11 +44,17 @@ impl Qmp {
     /// does not greet, [`ErrorKind::Protocol`] if it is no QMP server.
     pub fn connect(path: &Path) -> Result<Self> {
         let stream = dial(path)?;
-        let mut lines = Lines { stream, pending: Vec::new(), serial: 0 };
+        let mut lines = Lines { stream, pending: Vec::new(), serial: 0, events: Vec::new() };
         greet(path, &mut lines)?;
         let qmp = Self { path: path.to_owned(), lines: Mutex::new(lines) };
         qmp.execute("qmp_capabilities", Value::Null)?;
         Ok(qmp)
+    }
+
+    /// Ends the connection for all who share it.
+    pub fn hang_up(&self) {
+        // Fails only where the server has hung up already.
+        let _ = self.lines.lock().stream.shutdown(std::net::Shutdown::Both);
     }
 
     /// The socket.
@@ -62,7 +72,8 @@ impl Qmp {
             .map_err(|error| Error::new(ErrorKind::Io, OP, "the socket's peer is unknown").caused_by(error))
     }
 
-    /// Executes `command` and returns what it returned. Events that come before the answer are set aside.
+    /// Executes `command` and returns what it returned. Events that come before the answer are set aside. What QEMU
+    /// did before it answered has sent its events before the answer.
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] if QEMU does not know the command, [`ErrorKind::Invalid`] if it refuses it,
@@ -80,7 +91,7 @@ impl Qmp {
         loop {
             let line = lines.next(deadline)?;
             match Message::parse(&line)? {
-                Message::Event(name) => log::debug!("QEMU's event {name} set aside"),
+                Message::Event(name) => lines.set_aside(name),
                 Message::Answer { id, outcome }
                     if id == Some(serial) || (id.is_none() && outcome.is_err()) =>
                 {
@@ -92,6 +103,27 @@ impl Qmp {
                     return Err(broken("answered what was not asked"));
                 }
             }
+        }
+    }
+
+    /// Takes the events that were set aside and those that have come since, without waiting for more.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Gone`] if QEMU hung up, [`ErrorKind::Protocol`]; the events are lost then.
+    pub fn events(&self) -> Result<Vec<String>> {
+        let mut lines = self.lines.lock();
+        while let Some(line) = lines.arrived()? {
+            match Message::parse(&line)? {
+                Message::Event(name) => lines.set_aside(name),
+                Message::Answer { id: Some(id), .. } if id <= lines.serial => {}
+                Message::Answer { .. } | Message::Greeting => {
+                    return Err(broken("answered what was not asked"));
+                }
+            }
+        }
+        match std::mem::take(&mut lines.events) {
+            events if events.len() < EVENT_LIMIT => Ok(events),
+            _ => Err(broken("sends more events than can be kept")),
         }
     }
 
@@ -177,6 +209,8 @@ struct Lines {
     /// What is read and not yet taken; holds no whole line except just after a read.
     pending: Vec<u8>,
     serial: u64,
+    /// The names of events that nobody has taken yet.
+    events: Vec<String>,
 }
 
 impl Lines {
@@ -194,26 +228,62 @@ impl Lines {
     fn next(&mut self, deadline: Instant) -> Result<Vec<u8>> {
         let mut seen = 0;
         loop {
-            if let Some(end) = self.pending.iter().skip(seen).position(|byte| *byte == b'\n') {
-                let rest = self.pending.split_off(seen + end + 1);
-                return Ok(std::mem::replace(&mut self.pending, rest));
+            if let Some(line) = self.whole_line(seen)? {
+                return Ok(line);
             }
             seen = self.pending.len();
-            if seen > LINE_LIMIT {
-                return Err(broken("sends a line without an end"));
-            }
             self.fill(deadline)?;
         }
     }
 
+    /// The next line that has come already.
+    fn arrived(&mut self) -> Result<Option<Vec<u8>>> {
+        let mut seen = 0;
+        loop {
+            if let Some(line) = self.whole_line(seen)? {
+                return Ok(Some(line));
+            }
+            seen = self.pending.len();
+            self.stream.set_nonblocking(true).map_err(unreadable)?;
+            let filled = self.read();
+            self.stream.set_nonblocking(false).map_err(unreadable)?;
+            match filled {
+                Err(error) if error.kind() == ErrorKind::TimedOut => return Ok(None),
+                other => other?,
+            }
+        }
+    }
+
+    /// Takes the first line out of what is pending, of which `seen` bytes are known to hold no end of a line.
+    fn whole_line(&mut self, seen: usize) -> Result<Option<Vec<u8>>> {
+        if let Some(end) = self.pending.iter().skip(seen).position(|byte| *byte == b'\n') {
+            let rest = self.pending.split_off(seen + end + 1);
+            return Ok(Some(std::mem::replace(&mut self.pending, rest)));
+        }
+        if self.pending.len() > LINE_LIMIT {
+            return Err(broken("sends a line without an end"));
+        }
+        Ok(None)
+    }
+
     fn fill(&mut self, deadline: Instant) -> Result<()> {
-        let late = || Error::new(ErrorKind::TimedOut, OP, "QEMU did not answer in time");
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(late());
         }
-        let failed = |error| Error::new(ErrorKind::Io, OP, "can't read from QEMU").caused_by(error);
-        self.stream.set_read_timeout(Some(left)).map_err(failed)?;
+        self.stream.set_read_timeout(Some(left)).map_err(unreadable)?;
+        self.read()
+    }
+
+    fn set_aside(&mut self, event: String) {
+        log::debug!("QEMU's event {event}");
+        if self.events.len() < EVENT_LIMIT {
+            self.events.push(event);
+        }
+    }
+
+    /// One read(2) into what is pending.
+    fn read(&mut self) -> Result<()> {
         let mut chunk = [0; 16 << 10];
         match self.stream.read(&mut chunk) {
             Ok(0) if self.pending.is_empty() => {
@@ -228,10 +298,18 @@ impl Lines {
                 Io::WouldBlock | Io::TimedOut => Err(late()),
                 Io::Interrupted => Ok(()),
                 Io::ConnectionReset => Err(Error::new(ErrorKind::Gone, OP, "QEMU has closed its QMP socket")),
-                _ => Err(failed(error)),
+                _ => Err(unreadable(error)),
             },
         }
     }
+}
+
+fn late() -> Error {
+    Error::new(ErrorKind::TimedOut, OP, "QEMU did not answer in time")
+}
+
+fn unreadable(error: std::io::Error) -> Error {
+    Error::new(ErrorKind::Io, OP, "can't read from QEMU").caused_by(error)
 }
 
 /// A line of the server.

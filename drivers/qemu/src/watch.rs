@@ -1,11 +1,12 @@
-//! The end of the QEMU process, noticed at once and without QMP.
+//! The end of the QEMU process, noticed at once and without QMP, by a thread that does other things now and then.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use vmtree_api::{Error, ErrorKind, Host, Result};
@@ -42,17 +43,23 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// When `process` ends, sets `ended` and then tells `host`.
+    /// When `process` ends, sets `ended` and then tells `host`. Until then calls `tick` again and again, after the time
+    /// that the last call of it has returned.
     ///
     /// # Errors
     /// [`ErrorKind::Io`] if there is no descriptor or thread to be had.
-    pub fn start(process: Process, ended: Arc<AtomicBool>, host: Arc<dyn Host>) -> Result<Self> {
+    pub fn start(
+        process: Process,
+        ended: Arc<AtomicBool>,
+        host: Arc<dyn Host>,
+        tick: impl FnMut() -> Duration + Send + 'static,
+    ) -> Result<Self> {
         let failed =
             |error: std::io::Error| Error::new(ErrorKind::Io, OP, "no watcher to be had").caused_by(error);
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).map_err(|errno| failed(errno.into()))?);
         let wake = Arc::clone(&stop);
         let wait = move || {
-            if process_ends(&process.pidfd, &wake) {
+            if process_ends(&process.pidfd, &wake, tick) {
                 ended.store(true, Ordering::Release);
                 host.ended(&format!("QEMU process {} exited", process.pid));
             }
@@ -63,11 +70,12 @@ impl Watch {
 }
 
 /// Waits until the process has ended, or until `stop` is written to.
-fn process_ends(pidfd: &OwnedFd, stop: &OwnedFd) -> bool {
+fn process_ends(pidfd: &OwnedFd, stop: &OwnedFd, mut tick: impl FnMut() -> Duration) -> bool {
     loop {
         let mut fds = [PollFd::new(pidfd, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
-        match poll(&mut fds, None) {
-            Err(Errno::INTR) => {}
+        let wait = Timespec::try_from(tick()).ok();
+        match poll(&mut fds, wait.as_ref()) {
+            Err(Errno::INTR) | Ok(0) => {}
             Err(errno) => {
                 log::error!("the end of QEMU will not be noticed: {errno}");
                 return false;
@@ -99,7 +107,6 @@ mod tests {
     use super::*;
     use std::process::Command;
     use std::sync::mpsc;
-    use std::time::Duration;
 
     struct Tell(mpsc::Sender<String>);
 
@@ -116,7 +123,8 @@ mod tests {
         let ended = Arc::new(AtomicBool::new(false));
         let host = Arc::new(Tell(sender));
         let watch = |ended: &Arc<AtomicBool>| {
-            Watch::start(open(child.id()).unwrap(), ended.clone(), host.clone()).unwrap()
+            let tick = || Duration::from_millis(1);
+            Watch::start(open(child.id()).unwrap(), ended.clone(), host.clone(), tick).unwrap()
         };
         drop(watch(&ended));
         assert!(!ended.load(Ordering::Acquire) && told.try_recv().is_err());

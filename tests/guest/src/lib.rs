@@ -5,6 +5,7 @@
 //! counts; [`Mailbox`] is a client of it over any [`Bytes`]. See docs/guest.md.
 
 pub mod asm;
+pub mod cases;
 mod client;
 mod elf;
 pub mod layout;

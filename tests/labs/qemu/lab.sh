@@ -16,6 +16,8 @@ lab=$(cd "$lab" && pwd)
 . "$here/../packages.sh"
 
 prepare() {
+    # dash and busybox have -nt, and POSIX has it since 2024.
+    # shellcheck disable=SC3013
     if [ -f "$lab/vmlinuz" ] && [ -f "$lab/initrd.gz" ] && [ "$lab/initrd.gz" -nt "$here/guest-init.sh" ]; then
         return
     fi

@@ -6,7 +6,7 @@ pub type Leaf = [u32; 4];
 const VENDOR: &[u8; 12] = b"VMTREE BUILT";
 /// Family 6, model 0x5e, stepping 0.
 const SIGNATURE: u32 = 0x0005_06e0;
-/// Leaf 1 EDX: PSE TSC MSR PAE CX8 APIC PGE CMOV PAT FXSR SSE SSE2. No x87: bit 0 is clear.
+/// Leaf 1 EDX: PSE TSC MSR PAE CX8 APIC PGE CMOV PAT SSE SSE2. No x87 (bit 0), no FXSAVE (bit 24).
 const EDX_1: u32 =
     1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 8 | 1 << 9 | 1 << 13 | 1 << 15 | 1 << 16 | 3 << 25;
 /// Leaf 1 ECX: CX16 POPCNT.
@@ -15,8 +15,8 @@ const ECX_1: u32 = 1 << 13 | 1 << 23;
 const EBX_7: u32 = 1 | 1 << 7 | 1 << 20;
 /// Leaf 0x80000001 EDX: SYSCALL NX 1-GiB-pages RDTSCP LM.
 const EDX_EXTENDED: u32 = 1 << 11 | 1 << 20 | 1 << 26 | 1 << 27 | 1 << 29;
-/// Leaf 0x80000001 ECX: LAHF in 64-bit mode.
-const ECX_EXTENDED: u32 = 1;
+/// Leaf 0x80000001 ECX: LAHF in 64-bit mode, LZCNT. (TZCNT is executed too, but its bit stands for all of BMI1.)
+const ECX_EXTENDED: u32 = 1 | 1 << 5;
 
 fn word(text: &[u8], index: usize) -> u32 {
     text.iter().skip(index * 4).take(4).rev().fold(0, |word, byte| word << 8 | u32::from(*byte))

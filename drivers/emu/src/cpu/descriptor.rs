@@ -193,7 +193,7 @@ impl Core<'_> {
     pub fn load_table(&mut self, ins: &Instruction) -> Result<Table, Exception> {
         self.privileged()?;
         let mut bytes = [0; 10];
-        self.read(self.address(ins), &mut bytes)?;
+        self.load_operand(ins, &mut bytes)?;
         let (limit, base) = bytes.split_at(2);
         let word = |bytes: &[u8]| bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
         let table = Table { base: word(base), limit: word(limit) as u16 };
@@ -205,7 +205,7 @@ impl Core<'_> {
         let mut bytes = [0; 10];
         bytes[..2].copy_from_slice(&table.limit.to_le_bytes());
         bytes[2..].copy_from_slice(&table.base.to_le_bytes());
-        self.write(self.address(ins), &bytes)
+        self.store_operand(ins, &bytes)
     }
 
     /// LLDT.

@@ -13,7 +13,8 @@ const SLOTS: usize = 1024;
 #[derive(Clone, Copy)]
 struct Slot {
     rip: u64,
-    bytes: [u8; LONGEST],
+    /// The bytes, the first one lowest.
+    code: u128,
     instruction: Instruction,
 }
 
@@ -23,7 +24,7 @@ pub struct Decoded(Vec<Slot>);
 impl Default for Decoded {
     fn default() -> Self {
         // An instruction of length 0 is never a hit.
-        Self(vec![Slot { rip: 0, bytes: [0; LONGEST], instruction: Instruction::new() }; SLOTS])
+        Self(vec![Slot { rip: 0, code: 0, instruction: Instruction::new() }; SLOTS])
     }
 }
 
@@ -35,20 +36,21 @@ impl Decoded {
     pub fn fetch(&mut self, cpu: &Cpu, linear: &mut Linear<'_>) -> Result<Instruction, Exception> {
         let rip = cpu.regs.rip;
         let here = LONGEST.min(0x1000 - (rip & 0xfff) as usize);
-        let mut bytes = [0; LONGEST];
+        let mut bytes = [0; 16];
         linear.fetch(cpu, rip, &mut bytes[..here])?;
+        let code = u128::from_le_bytes(bytes);
         let slot = &mut self.0[(rip ^ rip >> 10) as usize % SLOTS];
         let length = slot.instruction.len();
-        if slot.rip == rip && length != 0 && length <= here && slot.bytes[..length] == bytes[..length] {
+        if slot.rip == rip && (1..=here).contains(&length) && (slot.code ^ code) << (128 - 8 * length) == 0 {
             return Ok(slot.instruction);
         }
         let mut found = decode(rip, &bytes[..here]);
         if found == Err(DecoderError::NoMoreBytes) && here < LONGEST {
-            linear.fetch(cpu, rip.wrapping_add(here as u64), &mut bytes[here..])?;
-            found = decode(rip, &bytes);
+            linear.fetch(cpu, rip.wrapping_add(here as u64), &mut bytes[here..LONGEST])?;
+            found = decode(rip, &bytes[..LONGEST]);
         }
         let instruction = found.map_err(|_| Exception::INVALID_OPCODE)?;
-        *slot = Slot { rip, bytes, instruction };
+        *slot = Slot { rip, code, instruction };
         Ok(instruction)
     }
 }

@@ -68,6 +68,14 @@ impl Exception {
         Self { vector: 13, error: Some(error), cr2: None }
     }
 
+    /// This exception where the access was to the stack segment: an address that is not canonical raises #SS(0) there
+    /// (Intel SDM volume 3A, 6.15). Accesses raise #GP(0) for no other reason.
+    #[must_use]
+    pub fn on_stack(self) -> Self {
+        let stack = Self { vector: 12, error: Some(0), cr2: None };
+        if self == Self::protection(0) { stack } else { self }
+    }
+
     /// #PF at a linear address.
     #[must_use]
     pub const fn page(address: u64, error: u32) -> Self {

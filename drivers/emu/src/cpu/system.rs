@@ -158,7 +158,7 @@ impl Core<'_> {
         let Some(place) = self.segment_register(ins.op0_register()) else { return Err(unknown(ins)) };
         let selector = u64::from(place.selector);
         let rsp = self.vcpu.cpu.regs.gpr[4].wrapping_sub(size as u64);
-        self.write(rsp, &selector.to_le_bytes()[..size.min(8)])?;
+        self.write(rsp, &selector.to_le_bytes()[..size.min(8)]).map_err(Exception::on_stack)?;
         self.vcpu.cpu.regs.gpr[4] = rsp;
         Ok(())
     }
@@ -170,7 +170,7 @@ impl Core<'_> {
         }
         let rsp = self.vcpu.cpu.regs.gpr[4];
         let mut bytes = [0; 2];
-        self.read(rsp, &mut bytes)?;
+        self.read(rsp, &mut bytes).map_err(Exception::on_stack)?;
         self.load_segment(ins.op0_register(), u16::from_le_bytes(bytes))?;
         self.vcpu.cpu.regs.gpr[4] = rsp.wrapping_add(u64::from(size));
         Ok(())

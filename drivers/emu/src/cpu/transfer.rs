@@ -75,7 +75,7 @@ impl Core<'_> {
         let rsp = self.vcpu.cpu.regs.gpr[4].wrapping_add(skip);
         let mut bytes = [0; 64];
         let bytes = &mut bytes[..N * size];
-        self.read(rsp, bytes)?;
+        self.read(rsp, bytes).map_err(Exception::on_stack)?;
         let mut words = [0; N];
         for (word, bytes) in words.iter_mut().zip(bytes.chunks(size)) {
             *word = bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
@@ -131,7 +131,7 @@ impl Core<'_> {
     pub fn far_jump(&mut self, ins: &Instruction, size: usize) -> Outcome {
         let mut bytes = [0; 10];
         let bytes = &mut bytes[..size + 2];
-        self.read(self.address(ins), bytes)?;
+        self.load_operand(ins, bytes)?;
         let (offset, selector) = bytes.split_at(size);
         let rip = offset.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
         let selector = u16::from_le_bytes([selector[0], selector[1]]);

@@ -3,6 +3,7 @@
 use iced_x86::{Instruction, OpKind, Register};
 
 use super::bits::RFLAGS_IOPL;
+use super::exec::operand::fault;
 use super::fetch::Decoded;
 use super::linear::Linear;
 use super::mmu::{Mode, Tlb};
@@ -174,13 +175,23 @@ impl Core<'_> {
         found.unwrap_or(0)
     }
 
+    /// Reads the memory operand.
+    pub fn load_operand(&mut self, ins: &Instruction, buf: &mut [u8]) -> Outcome {
+        self.read(self.address(ins), buf).map_err(|exception| fault(ins, exception))
+    }
+
+    /// Writes the memory operand.
+    pub fn store_operand(&mut self, ins: &Instruction, data: &[u8]) -> Outcome {
+        self.write(self.address(ins), data).map_err(|exception| fault(ins, exception))
+    }
+
     /// The value of operand `op`, a register or 2 bytes of memory.
     pub fn word(&mut self, ins: &Instruction, op: u32) -> Result<u16, Exception> {
         if ins.op_kind(op) == OpKind::Register {
             return Ok(self.gpr(ins.op_register(op)) as u16);
         }
         let mut bytes = [0; 2];
-        self.read(self.address(ins), &mut bytes)?;
+        self.load_operand(ins, &mut bytes)?;
         Ok(u16::from_le_bytes(bytes))
     }
 
@@ -190,7 +201,7 @@ impl Core<'_> {
             self.set_gpr(ins.op_register(0), value);
             return Ok(());
         }
-        self.write(self.address(ins), &(value as u16).to_le_bytes())
+        self.store_operand(ins, &(value as u16).to_le_bytes())
     }
 }
 

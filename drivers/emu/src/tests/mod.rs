@@ -1,10 +1,13 @@
 //! Small guests, assembled here, on a machine without its thread.
 
+mod canonical;
+mod checks;
 mod events;
 mod multi;
 mod paging;
 mod privilege;
 mod system;
+mod wild;
 
 use std::sync::Arc;
 

@@ -90,3 +90,23 @@ fn an_interprocessor_interrupt_wakes_another_vcpu() {
     assert_eq!(seen, [(0, 0), (0, 1), (1, 1)]);
     assert!(bench.state.vcpus.iter().all(|vcpu| vcpu.activity == Activity::Halted));
 }
+
+#[test]
+fn a_lowest_priority_interrupt_goes_to_one_vcpu() {
+    for (busy, chosen) in [(None, 1), (Some(1), 2)] {
+        let mut bench = Bench::many(3, 0, |a| a.hlt().unwrap());
+        let world = &mut bench.state.world;
+        let mut write =
+            |vcpu, offset, value: u32| world.write(vcpu, APIC_BASE + offset, &value.to_le_bytes());
+        for vcpu in 0..3 {
+            write(vcpu, 0xf0, 0x1ff);
+        }
+        if let Some(busy) = busy {
+            write(busy, 0x80, 0x30);
+        }
+        // From vCPU 0 to all but itself, lowest priority, vector 0x51.
+        write(0, 0x300, 0xc_0151);
+        let ready: Vec<_> = bench.state.world.apics.iter().map(|apic| apic.ready().is_some()).collect();
+        assert_eq!(ready, [0, 1, 2].map(|vcpu| vcpu == chosen));
+    }
+}

@@ -3,6 +3,7 @@
 pub mod answers;
 pub mod mtree;
 pub mod ramblock;
+pub mod registers;
 
 /// Reads QEMU's `%016x` fields: 1 to 16 hexadecimal digits, with or without `0x`.
 fn hex(text: &str) -> Option<u64> {

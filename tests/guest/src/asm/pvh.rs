@@ -14,8 +14,8 @@ const GDT: u64 = layout::TEXT32 + 0x800;
 const GDT_POINTER: u64 = GDT + 0x20;
 /// PAE, OSFXSR, OSXMMEXCPT.
 const CR4: u32 = 0x620;
-/// PG, WP, NE, ET, MP, PE.
-const CR0: u32 = 0x8001_0033;
+/// PG, AM, WP, NE, ET, MP, PE.
+const CR0: u32 = 0x8005_0033;
 /// SCE, LME, NXE.
 const EFER: u32 = 0x901;
 /// Counts of the local APIC's timer (divided by 16, at 1 GHz) in 1 ms.

@@ -76,11 +76,11 @@ pub(super) fn cmpxchg16b(s: &mut Step) -> Outcome {
     }
     let pair = |s: &Step, high, low| u128::from(s.gpr(high)) << 64 | u128::from(s.gpr(low));
     let mut bytes = [0; 16];
-    s.bus.read_for_write(s.cpu, address, &mut bytes)?;
+    s.load_bytes_for_write(address, &mut bytes)?;
     let old = u128::from_le_bytes(bytes);
     let equal = pair(s, Register::RDX, Register::RAX) == old;
     let new = if equal { pair(s, Register::RCX, Register::RBX) } else { old };
-    s.bus.write(s.cpu, address, &new.to_le_bytes())?;
+    s.store_bytes(address, &new.to_le_bytes())?;
     if !equal {
         s.set_gpr(Register::RAX, old as u64);
         s.set_gpr(Register::RDX, (old >> 64) as u64);

@@ -7,7 +7,7 @@ mod branch;
 mod flags;
 mod mov;
 mod muldiv;
-mod operand;
+pub(super) mod operand;
 mod shift;
 mod sse;
 mod stack;

@@ -1,8 +1,16 @@
 //! Operands: general registers, immediates, memory and its addresses.
 
-use iced_x86::{OpKind, Register};
+use iced_x86::{Instruction, OpKind, Register};
 
 use super::{Exception, Step};
+
+/// What an access to the memory operand raises, given what it would in any segment: with RSP or RBP as base it lies in
+/// the stack segment. In 64-bit code only FS and GS override that (Intel SDM volume 1, 3.3.7.1).
+pub(in super::super) fn fault(ins: &Instruction, exception: Exception) -> Exception {
+    let base = matches!(ins.memory_base(), Register::RSP | Register::ESP | Register::RBP | Register::EBP);
+    let stack = base && !matches!(ins.memory_segment(), Register::FS | Register::GS);
+    if stack { exception.on_stack() } else { exception }
+}
 
 /// A run of register names in iced's order.
 struct Group {
@@ -110,20 +118,35 @@ impl Step<'_> {
     /// Reads `size` bytes, at most 8, of memory.
     pub(super) fn load(&mut self, address: u64, size: u32) -> Result<u64, Exception> {
         let mut bytes = [0; 8];
-        self.bus.read(self.cpu, address, &mut bytes[..size.min(8) as usize])?;
+        self.load_bytes(address, &mut bytes[..size.min(8) as usize])?;
         Ok(u64::from_le_bytes(bytes))
     }
 
     /// As `load`, for memory that will be written.
     pub(super) fn load_for_write(&mut self, address: u64, size: u32) -> Result<u64, Exception> {
         let mut bytes = [0; 8];
-        self.bus.read_for_write(self.cpu, address, &mut bytes[..size.min(8) as usize])?;
+        self.load_bytes_for_write(address, &mut bytes[..size.min(8) as usize])?;
         Ok(u64::from_le_bytes(bytes))
     }
 
     /// Writes the low `size` bytes, at most 8, of `value` to memory.
     pub(super) fn store(&mut self, address: u64, size: u32, value: u64) -> Result<(), Exception> {
-        self.bus.write(self.cpu, address, &value.to_le_bytes()[..size.min(8) as usize])
+        self.store_bytes(address, &value.to_le_bytes()[..size.min(8) as usize])
+    }
+
+    /// Reads memory.
+    pub(super) fn load_bytes(&mut self, address: u64, buf: &mut [u8]) -> Result<(), Exception> {
+        self.bus.read(self.cpu, address, buf).map_err(|exception| fault(self.ins, exception))
+    }
+
+    /// As `load_bytes`, for memory that will be written.
+    pub(super) fn load_bytes_for_write(&mut self, address: u64, buf: &mut [u8]) -> Result<(), Exception> {
+        self.bus.read_for_write(self.cpu, address, buf).map_err(|exception| fault(self.ins, exception))
+    }
+
+    /// Writes memory.
+    pub(super) fn store_bytes(&mut self, address: u64, data: &[u8]) -> Result<(), Exception> {
+        self.bus.write(self.cpu, address, data).map_err(|exception| fault(self.ins, exception))
     }
 
     /// The linear address of a memory operand, `extra` bytes on.

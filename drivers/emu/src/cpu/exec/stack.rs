@@ -13,14 +13,14 @@ impl Step<'_> {
     /// Writes below the stack, then moves RSP.
     pub(super) fn push(&mut self, size: u32, value: u64) -> Result<(), Exception> {
         let rsp = self.rsp().wrapping_sub(u64::from(size));
-        self.store(rsp, size, value)?;
+        self.store(rsp, size, value).map_err(Exception::on_stack)?;
         self.set_gpr(Register::RSP, rsp);
         Ok(())
     }
 
     /// What is on top of the stack. RSP stays.
     pub(super) fn top(&mut self, size: u32) -> Result<u64, Exception> {
-        self.load(self.rsp(), size)
+        self.load(self.rsp(), size).map_err(Exception::on_stack)
     }
 
     /// Releases `bytes` of the stack.
@@ -92,7 +92,7 @@ pub(super) fn leave(s: &mut Step) -> Outcome {
         _ => (8, Register::RBP),
     };
     let frame = s.gpr(Register::RBP);
-    let value = s.load(frame, size)?;
+    let value = s.load(frame, size).map_err(Exception::on_stack)?;
     s.set_gpr(Register::RSP, frame.wrapping_add(u64::from(size)));
     s.set_gpr(to, value);
     s.next()

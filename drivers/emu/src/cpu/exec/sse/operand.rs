@@ -35,7 +35,7 @@ impl Step<'_> {
         }
         let address = self.vector_address(op, aligned)?;
         let mut bytes = [0; 16];
-        self.bus.read(self.cpu, address, &mut bytes)?;
+        self.load_bytes(address, &mut bytes)?;
         Ok(u128::from_le_bytes(bytes))
     }
 
@@ -46,7 +46,7 @@ impl Step<'_> {
             return Ok(());
         }
         let address = self.vector_address(op, aligned)?;
-        self.bus.write(self.cpu, address, &value.to_le_bytes())
+        self.store_bytes(address, &value.to_le_bytes())
     }
 
     fn vector_address(&self, op: u32, aligned: bool) -> Result<u64, Exception> {

@@ -1,0 +1,260 @@
+//! QEMU's gdbstub, opened when it is needed and closed again: a private socket that only we can reach.
+
+use std::fs::{self, DirBuilder, File};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, flock};
+use serde_json::Value;
+use vmtree_api::{Error, ErrorKind, Result};
+
+use super::stub::Stub;
+use crate::qmp::Qmp;
+
+const OP: &str = "open QEMU's gdbstub";
+
+/// How a folder of ours begins.
+const FOLDER: &str = "vmtree-gdb-";
+
+/// How long an open gdbstub is kept that nobody uses.
+const IDLE: Duration = Duration::from_secs(3);
+
+/// The way to the gdbstub of a QEMU.
+#[derive(Debug)]
+pub struct Door {
+    pid: u32,
+    open: Option<Open>,
+    broke_in: bool,
+}
+
+#[derive(Debug)]
+struct Open {
+    // Hung up before the folder goes.
+    stub: Stub,
+    folder: Folder,
+    used: Instant,
+}
+
+/// A gdbstub that QEMU has.
+#[derive(Debug)]
+pub struct Taken {
+    /// Where it listens, as QEMU words it.
+    address: String,
+    /// Whether a debugger is connected.
+    pub attached: bool,
+}
+
+/// The gdbstub that is open now, if there is one.
+///
+/// # Errors
+/// Those of [`Qmp::execute`].
+pub fn taken(qmp: &Qmp) -> Result<Option<Taken>> {
+    let all = qmp.execute("query-chardev", Value::Null)?;
+    let text = |device: &Value, key: &str| device.get(key).and_then(Value::as_str).map(str::to_owned);
+    let gdb =
+        all.as_array().into_iter().flatten().find(|device| text(device, "label").as_deref() == Some("gdb"));
+    let Some(name) = gdb.map(|device| text(device, "filename").unwrap_or_default()) else { return Ok(None) };
+    let address = name.strip_prefix("disconnected:").map(str::to_owned);
+    Ok(Some(Taken { attached: address.is_none(), address: address.unwrap_or(name) }))
+}
+
+impl Taken {
+    /// The refusal to open another one.
+    #[must_use]
+    pub fn refusal(&self) -> Error {
+        let why = format!(
+            "QEMU's gdbstub is in use at '{}', and there is only one; end its debugger and write 'gdbserver none' to \
+             QEMU's monitor, or start QEMU without -gdb and -s",
+            self.address
+        );
+        Error::new(ErrorKind::Busy, OP, why)
+    }
+
+    /// Whether it was left by a vmtree that was killed: its folder is ours by name, and nobody holds it.
+    #[must_use]
+    pub fn is_left_over(&self) -> bool {
+        let path = self.address.strip_prefix("unix:").and_then(|rest| rest.split(',').next()).map(Path::new);
+        let Some(folder) = path.and_then(Path::parent) else { return false };
+        let ours = folder.file_name().is_some_and(|name| name.to_string_lossy().starts_with(FOLDER));
+        let free = || match File::open(folder) {
+            Ok(held) => flock(&held, FlockOperation::NonBlockingLockExclusive).is_ok(),
+            Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+        };
+        ours && !self.attached && free()
+    }
+}
+
+impl Door {
+    /// The way to the gdbstub of the QEMU with this process id. Nothing is opened yet.
+    #[must_use]
+    pub fn new(pid: u32) -> Self {
+        Self { pid, open: None, broke_in: false }
+    }
+
+    /// Whether it is open.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.open.is_some()
+    }
+
+    /// The gdbstub, opened if need be. The VM must stand still: connecting would stop it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] if somebody else uses it, [`ErrorKind::Denied`] if QEMU can't make a socket; those of
+    /// [`Stub::begin`].
+    pub fn stub(&mut self, qmp: &Qmp) -> Result<&mut Stub> {
+        if self.open.as_ref().is_some_and(|open| !open.stub.is_sound()) {
+            self.close(qmp);
+        }
+        if let Some(open) = &mut self.open {
+            // QEMU hangs up where somebody replaces the gdbstub.
+            if open.stub.drain().is_err() {
+                self.close(qmp);
+            }
+        }
+        if self.open.is_none() {
+            // By connecting, maybe, if somebody let the VM run since.
+            self.broke_in = true;
+            self.open = Some(self.opened(qmp)?);
+        }
+        let Some(open) = &mut self.open else {
+            return Err(Error::new(ErrorKind::Io, OP, "it is closed again"));
+        };
+        open.used = Instant::now();
+        Ok(&mut open.stub)
+    }
+
+    fn opened(&self, qmp: &Qmp) -> Result<Open> {
+        if let Some(taken) = taken(qmp)? {
+            if !taken.is_left_over() {
+                return Err(taken.refusal());
+            }
+            qmp.human("gdbserver none")?;
+        }
+        let folder = Folder::new(self.pid)?;
+        let answer =
+            qmp.human(&format!("gdbserver unix:{},server=on,wait=off", folder.socket().display()))?;
+        match connect(&folder, &answer).and_then(Stub::begin) {
+            Ok(stub) => Ok(Open { stub, folder, used: Instant::now() }),
+            Err(error) => {
+                shut(qmp, &folder);
+                Err(error)
+            }
+        }
+    }
+
+    /// Closes a gdbstub that left a request without an answer: before the VM runs, or what is still in the socket would
+    /// stop it.
+    pub fn close_if_broken(&mut self, qmp: &Qmp) {
+        if self.open.as_ref().is_some_and(|open| !open.stub.is_sound()) {
+            self.close(qmp);
+        }
+    }
+
+    /// Whether a request stopped a VM that somebody had let run meanwhile, and was lost; also whether connecting may have. Told once.
+    #[must_use]
+    pub fn take_broke_in(&mut self) -> bool {
+        std::mem::take(&mut self.broke_in)
+    }
+
+    /// Drops our end: QEMU is gone.
+    pub fn forget(&mut self) {
+        self.open = None;
+    }
+
+    /// Whether nobody has used it for a while. Else takes what has come, for QEMU not to wait with it.
+    #[must_use]
+    pub fn is_idle(&mut self) -> bool {
+        self.open.as_mut().is_some_and(|open| open.used.elapsed() >= IDLE || open.stub.drain().is_err())
+    }
+
+    /// Closes it, if it is open; somebody else's that took its place stays.
+    pub fn close(&mut self, qmp: &Qmp) {
+        if let Some(Open { stub, folder, .. }) = self.open.take() {
+            self.broke_in |= stub.broke_in();
+            drop(stub);
+            shut(qmp, &folder);
+        }
+    }
+}
+
+fn connect(folder: &Folder, answer: &str) -> Result<UnixStream> {
+    UnixStream::connect(folder.socket()).map_err(|error| {
+        let why = format!(
+            "QEMU opened no gdbstub at '{}': '{}'; it must be able to make a socket there",
+            folder.socket().display(),
+            answer.trim()
+        );
+        Error::new(ErrorKind::Denied, OP, why).caused_by(error)
+    })
+}
+
+/// Closes QEMU's end, if it is ours.
+fn shut(qmp: &Qmp, folder: &Folder) {
+    let ours = |taken: Taken| taken.address.contains(&*folder.path.to_string_lossy());
+    let closed = taken(qmp).and_then(|taken| match taken.is_some_and(ours) {
+        true => qmp.human("gdbserver none").map(drop),
+        false => Ok(()),
+    });
+    if let Err(error) = closed {
+        log::warn!("QEMU's gdbstub stays open until the next mount: {error}");
+    }
+}
+
+/// A folder for the socket, which nobody else can enter; locked while we live, and removed then.
+#[derive(Debug)]
+struct Folder {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Folder {
+    fn new(pid: u32) -> Result<Self> {
+        static SERIAL: AtomicU32 = AtomicU32::new(0);
+        let failed = |error: std::io::Error| {
+            Error::new(ErrorKind::Io, OP, "no folder for its socket can be made in /tmp").caused_by(error)
+        };
+        loop {
+            let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+            // The path stands in a line of the monitor and in a socket's address: short, and without commas.
+            let path = PathBuf::from(format!("/tmp/{FOLDER}{}-{serial}", std::process::id()));
+            match DirBuilder::new().mode(0o700).create(&path) {
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => continue,
+                made => made.map_err(failed)?,
+            }
+            let lock = File::open(&path).map_err(failed)?;
+            let folder = Self { path, _lock: lock };
+            flock(&folder._lock, FlockOperation::NonBlockingLockExclusive)
+                .map_err(|errno| failed(errno.into()))?;
+            folder.give_to(pid);
+            return Ok(folder);
+        }
+    }
+
+    /// QEMU makes the socket, so the folder must be its user's. Where it can't be, QEMU says that it can't.
+    fn give_to(&self, pid: u32) {
+        let owner = fs::metadata(format!("/proc/{pid}")).map(|process| (process.uid(), process.gid()));
+        let mine = self._lock.metadata().map(|folder| (folder.uid(), folder.gid()));
+        if let (Ok(owner), Ok(mine)) = (owner, mine)
+            && owner.0 != mine.0
+        {
+            let given = std::os::unix::fs::chown(&self.path, Some(owner.0), Some(owner.1));
+            log::debug!("the folder of the gdbstub is given to user {}: {given:?}", owner.0);
+        }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.path.join("s")
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.path) {
+            log::warn!("'{}' can't be removed: {error}", self.path.display());
+        }
+    }
+}

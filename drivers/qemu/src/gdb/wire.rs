@@ -1,0 +1,228 @@
+//! The connection to a gdbstub: one request, one answer, each in bounded time.
+//!
+//! QEMU stops the VM at any byte that comes while it runs. So nothing is ever sent of its own accord: the
+//! acknowledgment of an answer travels with the next request, and after a request that was not answered the connection is
+//! of no use.
+
+use std::io::{ErrorKind as Io, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use vmtree_api::{Error, ErrorKind, Result};
+
+use super::packet::{Decoder, Item, encode};
+
+const OP: &str = "ask QEMU's gdbstub";
+
+/// How long an answer may take. The VM stands still meanwhile, so QEMU has nothing else to do.
+const ANSWER: Duration = Duration::from_secs(1);
+
+/// How long the first answer may take after word of a stop: by our connecting, then it comes at once, or by the request,
+/// then it never comes.
+const AFTER_STOP: Duration = Duration::from_millis(200);
+
+/// A connection.
+#[derive(Debug)]
+pub struct Wire {
+    stream: UnixStream,
+    decoder: Decoder,
+    /// A packet has come that is not acknowledged yet.
+    owes: bool,
+    sound: bool,
+    broke_in: bool,
+}
+
+impl Wire {
+    /// Speaks over `stream`.
+    #[must_use]
+    pub fn new(stream: UnixStream) -> Self {
+        Self { stream, decoder: Decoder::default(), owes: false, sound: true, broke_in: false }
+    }
+
+    /// Whether the next request can be made: none was left without its answer.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        self.sound
+    }
+
+    /// Whether a request came to a VM that somebody had let run meanwhile, so that it stopped it and was lost.
+    #[must_use]
+    pub fn broke_in(&self) -> bool {
+        self.broke_in
+    }
+
+    /// Sends a request and returns its answer. What came before it is passed over.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] if it broke in, [`ErrorKind::TimedOut`], [`ErrorKind::Gone`], [`ErrorKind::Protocol`].
+    pub fn ask(&mut self, request: &str) -> Result<Vec<u8>> {
+        self.drain()?;
+        self.send(request)?;
+        let answer = self.answer(false)?;
+        self.sound = true;
+        Ok(answer)
+    }
+
+    /// The same where the stub may still tell that the VM has stopped for our connecting.
+    ///
+    /// # Errors
+    /// As [`Wire::ask`].
+    pub fn ask_first(&mut self, request: &str) -> Result<Vec<u8>> {
+        self.send(request)?;
+        let answer = self.answer(true)?;
+        self.sound = true;
+        Ok(answer)
+    }
+
+    /// Sends a request that lets the VM run.
+    ///
+    /// # Errors
+    /// As [`Wire::ask`]; the VM stands still.
+    pub fn resume(&mut self, request: &str) -> Result<()> {
+        self.drain()?;
+        self.send(request)
+    }
+
+    /// Why the VM has stopped after [`Wire::resume`]: the stop reply; `None` if it runs on after `patience`.
+    ///
+    /// # Errors
+    /// As [`Wire::ask`].
+    pub fn stopped(&mut self, patience: Duration) -> Result<Option<Vec<u8>>> {
+        let deadline = Instant::now() + patience;
+        let packet = self.next(deadline)?;
+        self.sound |= packet.is_some();
+        Ok(packet)
+    }
+
+    /// Stops the VM that [`Wire::resume`] let run; [`Wire::stopped`] tells when.
+    ///
+    /// # Errors
+    /// As [`Wire::ask`].
+    pub fn interrupt(&mut self) -> Result<()> {
+        self.put(&[0x03])
+    }
+
+    /// Takes what has come without being asked for, which is word of stops.
+    ///
+    /// # Errors
+    /// As [`Wire::ask`].
+    pub fn drain(&mut self) -> Result<()> {
+        if !self.sound {
+            return Err(Error::new(ErrorKind::Protocol, OP, "an earlier request was not answered"));
+        }
+        let failed = |error| Error::new(ErrorKind::Io, OP, "a socket can't be set up").caused_by(error);
+        self.stream.set_nonblocking(true).map_err(failed)?;
+        let drained = loop {
+            match self.fill() {
+                Ok(true) => {}
+                Ok(false) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        self.stream.set_nonblocking(false).map_err(failed)?;
+        drained?;
+        while let Some(item) = self.decoder.next().map_err(broken)? {
+            self.owes |= matches!(item, Item::Packet(_));
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, request: &str) -> Result<()> {
+        let mut bytes = Vec::new();
+        if std::mem::take(&mut self.owes) {
+            bytes.push(b'+');
+        }
+        bytes.extend(encode(request.as_bytes()));
+        self.sound = false;
+        self.put(&bytes)
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        self.stream.set_write_timeout(Some(ANSWER)).map_err(gone)?;
+        self.stream.write_all(bytes).map_err(|error| match error.kind() {
+            Io::WouldBlock | Io::TimedOut => late(),
+            _ => gone(error),
+        })
+    }
+
+    fn answer(&mut self, first: bool) -> Result<Vec<u8>> {
+        let mut deadline = Instant::now() + ANSWER;
+        let busy = || Error::new(ErrorKind::Busy, OP, "somebody let the VM run at the same moment");
+        let mut stopped = false;
+        loop {
+            let Some(packet) = self.next(deadline)? else {
+                // Since 8.1 the stub tells nothing of a stop that is not the answer to a request.
+                self.broke_in = true;
+                return Err(if stopped { busy() } else { late() });
+            };
+            if !is_stop(&packet) {
+                return Ok(packet);
+            }
+            if !first {
+                self.broke_in = true;
+                return Err(busy());
+            }
+            stopped = true;
+            deadline = deadline.min(Instant::now() + AFTER_STOP);
+        }
+    }
+
+    /// The next packet; `None` at the deadline.
+    fn next(&mut self, deadline: Instant) -> Result<Option<Vec<u8>>> {
+        loop {
+            match self.decoder.next().map_err(broken)? {
+                Some(Item::Packet(payload)) => {
+                    self.owes = true;
+                    return Ok(Some(payload));
+                }
+                Some(Item::Refused) => return Err(protocol("did not understand a packet")),
+                None => {}
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(None);
+            }
+            self.stream.set_read_timeout(Some(left)).map_err(gone)?;
+            self.fill()?;
+        }
+    }
+
+    /// Reads once; false if there was nothing.
+    fn fill(&mut self) -> Result<bool> {
+        let mut chunk = [0; 8 << 10];
+        match self.stream.read(&mut chunk) {
+            Ok(0) => Err(Error::new(ErrorKind::Gone, OP, "QEMU has closed its gdbstub")),
+            Ok(bytes) => {
+                self.decoder.push(chunk.get(..bytes).unwrap_or_default());
+                Ok(true)
+            }
+            Err(error) => match error.kind() {
+                Io::WouldBlock | Io::TimedOut => Ok(false),
+                Io::Interrupted => Ok(true),
+                _ => Err(gone(error)),
+            },
+        }
+    }
+}
+
+/// Whether a packet tells that the VM has stopped. No answer to what is asked here begins so.
+fn is_stop(packet: &[u8]) -> bool {
+    matches!(packet.first(), Some(b'T' | b'S'))
+}
+
+fn broken(how: super::packet::Broken) -> Error {
+    protocol(&how.to_string())
+}
+
+/// The stub breaks its protocol.
+pub fn protocol(how: &str) -> Error {
+    Error::new(ErrorKind::Protocol, OP, format!("the gdbstub {how}"))
+}
+
+fn late() -> Error {
+    Error::new(ErrorKind::TimedOut, OP, "QEMU's gdbstub did not answer in time")
+}
+
+fn gone(error: std::io::Error) -> Error {
+    Error::new(ErrorKind::Gone, OP, "QEMU has closed its gdbstub").caused_by(error)
+}

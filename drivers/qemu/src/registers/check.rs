@@ -1,0 +1,125 @@
+//! Values that the processor would refuse. QEMU's gdbstub takes any, and KVM then stops the VM for good.
+
+use vmtree_api::x86::{Reg, Registers};
+
+/// Why a value is refused.
+type Refused = &'static str;
+
+const CR0_PE: u64 = 1;
+const CR0_NW: u64 = 1 << 29;
+const CR0_CD: u64 = 1 << 30;
+const CR0_PG: u64 = 1 << 31;
+/// PE MP EM TS ET NE, WP, AM, NW CD PG (Intel SDM volume 3A, 2.5).
+const CR0_KNOWN: u64 = 0xe005_003f;
+const CR4_PAE: u64 = 1 << 5;
+const CR4_LA57: u64 = 1 << 12;
+const CR4_PCIDE: u64 = 1 << 17;
+/// VME PVI TSD DE PSE PAE MCE PGE PCE OSFXSR OSXMMEXCPT: what every x86-64 processor has.
+const CR4_COMMON: u64 = 0x7ff;
+const EFER_SCE: u64 = 1;
+const EFER_LMA: u64 = 1 << 10;
+const EFER_NXE: u64 = 1 << 11;
+const RFLAGS_FIXED: u64 = 1 << 1;
+const RFLAGS_VM: u64 = 1 << 17;
+/// All flags that there are (Intel SDM volume 1, figure 3-8).
+const RFLAGS_KNOWN: u64 = 0x3f_7fd7;
+
+/// Checks the registers that change from `before` to `after`. Returns the first that the processor would refuse.
+///
+/// # Errors
+/// The register and why.
+pub fn changes(before: &Registers, after: &Registers) -> Result<(), (Reg, Refused)> {
+    let long = before.efer & EFER_LMA != 0;
+    let checks: [(Reg, u64, u64, &dyn Fn(u64, u64) -> Result<(), Refused>); 9] = [
+        (Reg::Rip, before.rip, after.rip, &|_, new| address(new, after.cr4)),
+        (Reg::Rflags, before.rflags, after.rflags, &|_, new| rflags(new, long)),
+        (Reg::Cr0, before.cr0, after.cr0, &|old, new| cr0(old, new)),
+        (Reg::Cr3, before.cr3, after.cr3, &|_, new| cr3(new)),
+        (Reg::Cr4, before.cr4, after.cr4, &|old, new| cr4(old, new, long, after.cr3)),
+        (Reg::Cr8, before.cr8, after.cr8, &|_, new| need(new <= 15, "it is 0 to 15")),
+        (Reg::Efer, before.efer, after.efer, &|old, new| {
+            need((old ^ new) & !(EFER_SCE | EFER_NXE) == 0, "only SCE and NXE can be changed from outside")
+        }),
+        (Reg::KernelGsBase, before.kernel_gs_base, after.kernel_gs_base, &|_, new| address(new, after.cr4)),
+        (Reg::Cr2, before.cr2, after.cr2, &|_, _| Ok(())),
+    ];
+    for (reg, old, new, check) in checks {
+        if old != new {
+            check(old, new).map_err(|why| (reg, why))?;
+        }
+    }
+    Ok(())
+}
+
+fn need(holds: bool, why: Refused) -> Result<(), Refused> {
+    if holds { Ok(()) } else { Err(why) }
+}
+
+fn address(value: u64, cr4: u64) -> Result<(), Refused> {
+    let unused = if cr4 & CR4_LA57 != 0 { 7 } else { 16 };
+    let canonical = ((value << unused) as i64 >> unused) as u64 == value;
+    need(canonical, "the address is not canonical: its upper bits must be equal")
+}
+
+fn rflags(value: u64, long: bool) -> Result<(), Refused> {
+    need(value & !RFLAGS_KNOWN == 0, "bits 3, 5, 15 and 63:22 are reserved")?;
+    need(value & RFLAGS_FIXED != 0, "bit 1 is always set")?;
+    need(!long || value & RFLAGS_VM == 0, "VM can't be set in 64-bit mode")
+}
+
+fn cr0(old: u64, new: u64) -> Result<(), Refused> {
+    need(new & !CR0_KNOWN == 0, "it has only PE MP EM TS ET NE WP AM NW CD PG")?;
+    need((old ^ new) & (CR0_PE | CR0_PG) == 0, "PE and PG can't be changed from outside")?;
+    need(new & CR0_NW == 0 || new & CR0_CD != 0, "NW needs CD")
+}
+
+fn cr3(value: u64) -> Result<(), Refused> {
+    need(value >> 52 == 0, "bits 63:52 are reserved")
+}
+
+fn cr4(old: u64, new: u64, long: bool, cr3: u64) -> Result<(), Refused> {
+    // Which of the other bits the guest's processor has, QEMU does not tell.
+    need(new & !old & !CR4_COMMON == 0, "only VME to OSXMMEXCPT (bits 0 to 10) can be set from outside")?;
+    need(!long || (old ^ new) & (CR4_PAE | CR4_LA57) == 0, "PAE and LA57 can't be changed in 64-bit mode")?;
+    need((old ^ new) & CR4_PCIDE == 0 || cr3 & 0xfff == 0, "PCIDE can't be changed while CR3 has a PCID")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(reg: Reg, value: u64) -> bool {
+        let before = Registers {
+            cr0: 0x8001_0033,
+            cr3: 0x21_0000,
+            cr4: 0x620,
+            efer: 0xd01,
+            rflags: 2,
+            ..Registers::default()
+        };
+        let mut after = before.clone();
+        after.set(reg, vmtree_api::RegValue::Word(value));
+        changes(&before, &after).is_ok()
+    }
+
+    #[test]
+    fn what_the_processor_takes_passes_and_nothing_else() {
+        for (reg, good, bad) in [
+            (Reg::Rip, 0xffff_8000_0000_0000, 0x8000_0000_0000),
+            (Reg::Rflags, 0x246, 0x244),
+            (Reg::Rflags, 0x202, 0x2_0002),
+            (Reg::Cr0, 0x8005_0033, 0x11),
+            (Reg::Cr0, 0xe001_0033, 0xa001_0033),
+            (Reg::Cr3, 0x1000, 1 << 52),
+            (Reg::Cr4, 0x6a0, 0x600),
+            (Reg::Cr4, 0x20, 1 << 20 | 0x620),
+            (Reg::Cr8, 15, 16),
+            (Reg::Efer, 0x500, 0xc00),
+            (Reg::KernelGsBase, 0x1000, 1 << 63),
+            (Reg::Cr2, u64::MAX, 0),
+        ] {
+            assert!(check(reg, good), "{reg:?} {good:#x}");
+            assert!(reg == Reg::Cr2 || !check(reg, bad), "{reg:?} {bad:#x}");
+        }
+    }
+}

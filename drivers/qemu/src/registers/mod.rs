@@ -1,0 +1,286 @@
+//! Registers through the gdbstub and the monitor, while the VM stands still.
+
+mod check;
+mod shared;
+mod snapshot;
+mod table;
+mod write;
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use vmtree_api::{
+    Cancel, Error, ErrorKind, Missing, Msrs, Pace, RegId, RegOffer, RegValue, RegisterSet, Registers, Result,
+    VcpuId,
+};
+
+use crate::control::{Control, Stopped};
+use crate::gdb::door::{self, Door};
+use crate::qmp::Qmp;
+use crate::runstate::Status;
+use shared::Readers;
+
+/// How often an open gdbstub is looked at.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// How many instructions are executed before the VM's state is looked at again. Each makes QEMU send two events.
+const STEPS: u64 = 64;
+
+/// How often a snapshot is tried while others let the VM run in the middle of it.
+const TRIES: u32 = 5;
+
+/// The registers of a VM.
+pub struct Access {
+    inner: Arc<Inner>,
+    /// Told at each use of the gdbstub; dropped, the caretaker ends.
+    used: Option<Sender<()>>,
+    caretaker: Option<JoinHandle<()>>,
+}
+
+struct Inner {
+    control: Arc<Control>,
+    /// Locked only by those who have the control's lock.
+    door: Mutex<Door>,
+    readers: Readers,
+    offers: Vec<RegOffer>,
+    /// Whether the gdbstub can be ours: else the monitor alone is asked.
+    with_gdb: bool,
+}
+
+/// Whether the gdbstub is free for us, or somebody uses it for a debugger of his own.
+///
+/// # Errors
+/// Those of [`Qmp::execute`].
+pub fn can_have_gdb(qmp: &Qmp) -> Result<bool> {
+    Ok(door::taken(qmp)?.is_none_or(|taken| taken.is_left_over()))
+}
+
+impl Access {
+    /// The registers of the QEMU `pid` that is under `control`; `with_gdb` is what [`can_have_gdb`] says. Nothing is
+    /// opened yet.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] if there is no thread to be had.
+    pub fn new(control: Arc<Control>, pid: u32, with_gdb: bool) -> Result<Self> {
+        let offers = table::offers(with_gdb);
+        let door = Mutex::new(Door::new(pid));
+        let inner = Arc::new(Inner { control, door, readers: Readers::default(), offers, with_gdb });
+        let (used, uses) = channel();
+        let watched = Arc::clone(&inner);
+        let failed = |error| {
+            Error::new(ErrorKind::Io, "open qemu", "no thread for the gdbstub to be had").caused_by(error)
+        };
+        let caretaker = thread::Builder::new().name("qemu-gdb".to_owned());
+        let caretaker = caretaker.spawn(move || watched.take_care(&uses)).map_err(failed)?;
+        Ok(Self { inner, used: Some(used), caretaker: Some(caretaker) })
+    }
+
+    /// Executes up to `count` instructions on `vcpu` while the others stand still, and returns how many it executed.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] unless the VM is paused or if somebody else uses the gdbstub, [`ErrorKind::NotFound`] for a
+    /// vCPU that is not there. The VM is paused then.
+    pub fn step(&self, vcpu: VcpuId, count: u64, cancel: &Cancel) -> Result<u64> {
+        let mut done = 0;
+        while done < count && !cancel.raised() {
+            let batch = STEPS.min(count - done);
+            let stepped = self.inner.step(vcpu, batch, cancel);
+            self.tell();
+            match stepped {
+                Ok(some) => {
+                    done += some;
+                    if some < batch {
+                        break;
+                    }
+                }
+                // Somebody else let it run meanwhile: what was done, was done.
+                Err(error) if error.kind() == ErrorKind::Busy && done > 0 => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(done)
+    }
+
+    fn tell(&self) {
+        if let Some(used) = &self.used {
+            // The caretaker ends only after us.
+            let _ = used.send(());
+        }
+    }
+}
+
+impl Inner {
+    fn lead(&self) -> Result<()> {
+        if !self.with_gdb {
+            self.spare_the_debugger()?;
+        }
+        self.control.while_stopped(|stopped| {
+            self.readers.begin().answer(|vcpu| self.snapshot(stopped, vcpu));
+            Ok(())
+        })
+    }
+
+    /// # Errors
+    /// [`ErrorKind::Busy`] where a stop would be seen by somebody's debugger.
+    fn spare_the_debugger(&self) -> Result<()> {
+        let mut session = self.control.lock();
+        let qmp = session.settle()?;
+        match door::taken(&qmp)? {
+            Some(taken) if taken.attached && session.status()? == Status::Running => {
+                let why = "a debugger is connected to QEMU's gdbstub and would see the stop that this takes; \
+                           stop the VM by it, or end it";
+                Err(Error::new(ErrorKind::Busy, "read registers", why))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn snapshot(&self, stopped: &mut Stopped<'_>, vcpu: VcpuId) -> Result<RegisterSet> {
+        self.stopped(stopped, |door, qmp| snapshot::take(self.with_gdb.then_some(door), qmp, vcpu))
+    }
+
+    /// Does `f` with the gdbstub, again where somebody let the VM run in the middle of it.
+    fn stopped<T>(
+        &self,
+        stopped: &mut Stopped<'_>,
+        mut f: impl FnMut(&mut Door, &Qmp) -> Result<T>,
+    ) -> Result<T> {
+        let mut tries = 1;
+        loop {
+            let mut door = self.door.lock();
+            let result = f(&mut door, stopped.qmp());
+            door.close_if_broken(stopped.qmp());
+            let broke_in = door.take_broke_in();
+            drop(door);
+            let failed = result.is_err();
+            let resumed = if failed || broke_in { stopped.renew(broke_in)? } else { false };
+            match result {
+                Err(error) if again(&error, resumed) && tries < TRIES => log::debug!("once more: {error}"),
+                result => return result,
+            }
+            tries += 1;
+        }
+    }
+
+    fn step(&self, vcpu: VcpuId, count: u64, cancel: &Cancel) -> Result<u64> {
+        const OP: &str = "step";
+        if !self.with_gdb {
+            return Err(Error::new(ErrorKind::Busy, OP, "QEMU's gdbstub was somebody else's at the mount"));
+        }
+        let running = || Error::new(ErrorKind::Busy, OP, "pause first");
+        {
+            let mut session = self.control.lock();
+            session.settle()?;
+            if session.status()? == Status::Running {
+                return Err(running());
+            }
+        }
+        self.control.while_stopped(|stopped| {
+            if stopped.was_running() {
+                return Err(running());
+            }
+            stopped.stepping(|qmp| {
+                let mut door = self.door.lock();
+                let result = door.stub(qmp).and_then(|stub| stub.step(vcpu.0, count, cancel));
+                if result.is_err() {
+                    // A stop that the gdbstub hears of ends its stepping; without it the vCPU would step on for good.
+                    qmp.execute("stop", serde_json::Value::Null)?;
+                }
+                door.close_if_broken(qmp);
+                result
+            })
+        })
+    }
+
+    /// Closes the gdbstub when nobody has used it for a while.
+    fn take_care(&self, uses: &Receiver<()>) {
+        let mut open = false;
+        loop {
+            let told = match open {
+                true => uses.recv_timeout(LOOK),
+                false => uses.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match told {
+                Ok(()) => open = true,
+                Err(RecvTimeoutError::Timeout) => open = self.look(),
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    /// Returns whether the gdbstub is still open.
+    fn look(&self) -> bool {
+        // Whoever has the lock uses it.
+        let Some(mut session) = self.control.try_lock() else { return true };
+        let mut door = self.door.lock();
+        if door.is_idle() {
+            match session.settle() {
+                Ok(qmp) => door.close(&qmp),
+                Err(error) if error.kind() == ErrorKind::Gone => door.forget(),
+                Err(error) => log::debug!("the gdbstub can't be closed yet: {error}"),
+            }
+        }
+        door.is_open()
+    }
+}
+
+/// Whether an error is one of being disturbed: `resumed` says whether somebody let the VM run.
+fn again(error: &Error, resumed: bool) -> bool {
+    resumed && matches!(error.kind(), ErrorKind::Busy | ErrorKind::TimedOut | ErrorKind::Gone)
+}
+
+impl Drop for Access {
+    fn drop(&mut self) {
+        self.used = None;
+        if let Some(caretaker) = self.caretaker.take() {
+            let _ = caretaker.join();
+        }
+        let mut session = self.inner.control.lock();
+        let mut door = self.inner.door.lock();
+        if door.is_open() {
+            match session.settle() {
+                Ok(qmp) => door.close(&qmp),
+                // The next mount finds it left over.
+                Err(error) => log::debug!("the gdbstub is not closed: {error}"),
+            }
+        }
+    }
+}
+
+impl Registers for Access {
+    fn offers(&self) -> &[RegOffer] {
+        &self.inner.offers
+    }
+
+    fn pace(&self) -> Pace {
+        Pace::Posted
+    }
+
+    fn read(&self, vcpu: VcpuId) -> Result<RegisterSet> {
+        let set = self.inner.readers.read(vcpu, || self.inner.lead());
+        self.tell();
+        set
+    }
+
+    fn write(&self, vcpu: VcpuId, changes: &[(RegId, RegValue)]) -> Result<()> {
+        let words = write::words(&self.inner.offers, changes)?;
+        if words.is_empty() {
+            return Ok(());
+        }
+        let inner = &self.inner;
+        let written = inner.control.while_stopped(|stopped| {
+            inner.stopped(stopped, |door, qmp| write::transact(door, qmp, vcpu, &words))
+        });
+        self.tell();
+        written
+    }
+
+    fn msrs(&self) -> std::result::Result<&dyn Msrs, Missing> {
+        let why = "MSRs by index: neither QEMU's gdbstub nor its monitor reads any; EFER and KERNEL_GS_BASE are had as \
+                   registers, the bases of FS and GS in fs and gs";
+        Err(Missing::new(why))
+    }
+}
