@@ -1,0 +1,94 @@
+//! The conformance suite over real mounts: the built-in machine, and real QEMU with the same guest ELF.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+#[path = "labs/qemu/lab.rs"]
+mod qemu;
+
+use std::fs;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use common::live::{Live, skip};
+use qemu::Vm;
+use vmtree_conformance::{Summary, run};
+
+/// One VM at a time: the checks compare times too.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs the suite over a mount; nothing may fail.
+fn conforms(live: &Live) -> Summary {
+    let vm = vmtree_conformance::Vm::open(&live.path("")).and_then(vmtree_conformance::Vm::booted).unwrap();
+    let mut lines = Vec::new();
+    let summary = run(&vm, &[], &mut |line| lines.push(line.to_owned()));
+    println!("{}\n{summary}", lines.join("\n"));
+    let failed: Vec<&String> = lines.iter().filter(|line| line.starts_with("FAILED")).collect();
+    assert!(failed.is_empty(), "{failed:#?}\n{summary}\nerrors:\n{}", live.text("errors"));
+    summary
+}
+
+fn emu(test: &str, source: &str) {
+    let _alone = alone();
+    let Some(live) = Live::mount(test, source, "") else { return };
+    let summary = conforms(&live);
+    assert_eq!(summary.skipped, 0, "the built-in machine offers all that the suite checks");
+}
+
+#[test]
+fn emu_with_one_vcpu() {
+    emu("emu_with_one_vcpu", "emu:vcpus=1");
+}
+
+#[test]
+fn emu_with_two_vcpus() {
+    emu("emu_with_two_vcpus", "emu:vcpus=2,seed=7");
+}
+
+#[test]
+fn emu_with_four_vcpus_and_holes_that_fail() {
+    const TEST: &str = "emu_with_four_vcpus_and_holes_that_fail";
+    let _alone = alone();
+    let Some(live) = Live::mount(TEST, "emu:vcpus=4,ram=32M", "holes=eio") else { return };
+    assert_eq!(conforms(&live).skipped, 0);
+}
+
+/// Real QEMU, its registers and execution as far as the mount offers them.
+fn qemu(test: &str, vcpus: &str, backend: &[&str]) {
+    if !qemu::have_qemu() {
+        return skip(test, "QEMU is not installed");
+    }
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let elf = folder.path().join("guest.elf");
+    fs::write(&elf, vmtree_guest::elf()).unwrap();
+    let kernel = ["-accel", "tcg", "-m", "256M", "-smp", vcpus, "-kernel", elf.to_str().unwrap()];
+    let vm = Vm::start(&[&kernel, backend].concat());
+    let Some(live) = Live::mount(test, &format!("qemu:{}", vm.qmp()), "") else { return };
+    let summary = conforms(&live);
+    assert!(summary.passed >= 10, "{summary}");
+}
+
+const SHARED: &[&str] =
+    &["-object", "memory-backend-memfd,id=m,size=256M,share=on", "-machine", "pc,memory-backend=m"];
+
+#[test]
+fn qemu_with_a_shared_backend() {
+    qemu("qemu_with_a_shared_backend", "2", SHARED);
+}
+
+#[test]
+fn qemu_with_its_own_memory() {
+    qemu("qemu_with_its_own_memory", "2", &[]);
+}
+
+#[test]
+fn qemu_with_one_vcpu() {
+    qemu("qemu_with_one_vcpu", "1", SHARED);
+}
+
+#[test]
+fn qemu_with_four_vcpus() {
+    qemu("qemu_with_four_vcpus", "4", SHARED);
+}

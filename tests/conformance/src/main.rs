@@ -1,0 +1,61 @@
+//! `vmtree-conformance MOUNTPOINT [--only NAME]... [--list]`.
+
+use std::process::ExitCode;
+
+use vmtree_conformance::{Vm, checks, run};
+
+const USAGE: &str = "usage: vmtree-conformance MOUNTPOINT [--only NAME]... [--list]
+MOUNTPOINT is a VM mounted by vmtree that runs the guest of tests/guest. --list prints the checks.";
+
+/// What was asked for.
+#[derive(Default)]
+struct Asked {
+    mountpoint: Option<String>,
+    only: Vec<String>,
+    list: bool,
+}
+
+fn parse(mut words: impl Iterator<Item = String>) -> Result<Asked, String> {
+    let mut asked = Asked::default();
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "--list" => asked.list = true,
+            "--only" => asked.only.push(words.next().ok_or("--only takes the name of a check; see --list")?),
+            option if option.starts_with('-') => return Err(format!("there is no option {option}")),
+            _ if asked.mountpoint.is_some() => return Err(format!("{word}: one mountpoint at a time")),
+            _ => asked.mountpoint = Some(word),
+        }
+    }
+    match asked.only.iter().find(|name| checks().all(|check| check.name != **name)) {
+        Some(name) => Err(format!("there is no check '{name}'; see --list")),
+        None => Ok(asked),
+    }
+}
+
+fn main() -> ExitCode {
+    let asked = match parse(std::env::args().skip(1)) {
+        Ok(asked) => asked,
+        Err(why) => {
+            eprintln!("{why}\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    if asked.list {
+        checks().for_each(|check| println!("{:<34} {}", check.name, check.about));
+        return ExitCode::SUCCESS;
+    }
+    let Some(mountpoint) = asked.mountpoint else {
+        eprintln!("{USAGE}");
+        return ExitCode::from(2);
+    };
+    let vm = match Vm::open(mountpoint.as_ref()).and_then(Vm::booted) {
+        Ok(vm) => vm,
+        Err(why) => {
+            eprintln!("{mountpoint}: {why}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let summary = run(&vm, &asked.only, &mut |line| println!("{line}"));
+    println!("{summary}");
+    if summary.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
