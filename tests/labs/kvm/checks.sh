@@ -79,6 +79,22 @@ mem_equals_pmemsave() {
     [ "$(wc -c < "$dir/ours")" = 2097152 ] && cmp "$dir/saved" "$dir/ours" && echo '2 MiB are the same'
 }
 
+# A line a check of the suite: ok NAME, absent NAME: WHY or FAILED NAME: WHY.
+conformance() {
+    begun=$(cut -d. -f1 /proc/uptime)
+    timeout "$1" vmtree-conformance "$mnt" > "$dir/suite" 2>&1
+    ended=$?
+    while read -r word name why; do
+        case $word in
+        ok) tell "suite-$name" ok '' ;;
+        absent | FAILED) tell "suite-${name%:}" "$word" "$(printf %s "$why" | tr '|' '/')" ;;
+        esac
+    done < "$dir/suite"
+    took="($(($(cut -d. -f1 /proc/uptime) - begun)) s)"
+    if [ $ended = 0 ]; then word=ok; else word=FAILED; fi
+    tell suite $word "exit $ended: $(tail -n 1 "$dir/suite" | tr '|' '/') $took"
+}
+
 unmounted() {
     timeout 30 vmtree umount "$mnt" && ! grep " $mnt " /proc/mounts
 }
@@ -103,6 +119,7 @@ elf_guest() {
     check guest-runs guest_runs
     check greeting greeting_is_answered
     check pmemsave mem_equals_pmemsave
+    conformance 120
     check umount unmounted
     check left nothing_is_left
     l2_quit

@@ -80,12 +80,12 @@ prepare_base() {
 
 # What changes with each build: our programs, the guests and the checks.
 prepare_ours() {
-    (cd "$top" && "${CARGO:-cargo}" build --quiet -p vmtree >&2)
+    (cd "$top" && "${CARGO:-cargo}" build --quiet -p vmtree -p vmtree-conformance >&2)
     built=${CARGO_TARGET_DIR:-$top/target}/debug
     ours=$work/ours
     mkdir -p "$ours/bin" "$ours/lab"
-    with_libraries "$ours" "$built/vmtree"
-    for program in vmtree; do
+    with_libraries "$ours" "$built/vmtree" "$built/vmtree-conformance"
+    for program in vmtree vmtree-conformance; do
         strip -o "$ours/bin/$program" "$ours$built/$program" 2>/dev/null || cp "$ours$built/$program" "$ours/bin/"
         rm "$ours$built/$program"
     done
