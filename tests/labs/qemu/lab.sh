@@ -12,14 +12,8 @@ lab=${VMTREE_LAB:-$here/../../../target/lab}/qemu
 mkdir -p "$lab"
 lab=$(cd "$lab" && pwd)
 
-# apt-get download, with the lists fetched first where they are missing or too old to name a file that still exists.
-download() {
-    apt-get download "$@" >&2 || { apt-get update >&2 && apt-get download "$@" >&2; }
-}
-
-kernel_package() {
-    apt-cache depends linux-image-cloud-amd64 | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1
-}
+# shellcheck source=tests/labs/packages.sh
+. "$here/../packages.sh"
 
 prepare() {
     # dash and busybox have -nt, and POSIX has it since 2024.
@@ -31,15 +25,7 @@ prepare() {
     trap 'rm -rf "$work"' EXIT
     trap 'exit 1' INT TERM
     cd "$work"
-    kernel=$(kernel_package)
-    if [ -z "$kernel" ]; then
-        apt-get update >&2
-        kernel=$(kernel_package)
-    fi
-    download "${kernel:?no Debian cloud kernel is known to apt}" busybox-static
-    dpkg-deb -x "$(echo linux-image-*.deb)" kernel
-    dpkg-deb -x "$(echo busybox-static_*.deb)" tools
-    busybox=$(find "$work/tools" -path '*/bin/busybox' -type f)
+    kernel_and_busybox
     mkdir -p root/bin root/proc root/sys root/dev
     cp "$busybox" root/bin/busybox
     cp "$here/guest-init.sh" root/init
