@@ -38,6 +38,26 @@ struct State {
     /// Grows with every write, so that a read that overlaps one is not kept.
     reads_void: u64,
     paused: bool,
+    /// How many steps are under way: the guest changes memory, paused or not.
+    steps: u32,
+}
+
+impl State {
+    /// Whether nothing runs in the guest, so that copies of this epoch are the guest's memory.
+    fn still(&self) -> bool {
+        self.paused && self.steps == 0
+    }
+}
+
+/// A step under way: copies from before and during it are stale.
+pub struct Step<'a>(&'a PageCache);
+
+impl Drop for Step<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.state.lock();
+        state.steps -= 1;
+        state.epoch += 1;
+    }
 }
 
 /// The cache of one mount.
@@ -67,6 +87,7 @@ impl PageCache {
             epoch: 0,
             reads_void: 0,
             paused: false,
+            steps: 0,
         };
         Self { state: Mutex::new(state), limit, lifetime }
     }
@@ -74,7 +95,7 @@ impl PageCache {
     /// Whether a copy may be used at all now.
     #[must_use]
     pub fn active(&self) -> bool {
-        !self.lifetime.is_zero() || self.state.lock().paused
+        !self.lifetime.is_zero() || self.state.lock().still()
     }
 
     /// Tells the cache whether this mount's own pause holds. Copies from before don't outlive a change.
@@ -82,6 +103,15 @@ impl PageCache {
         let mut state = self.state.lock();
         state.paused = paused;
         state.epoch += 1;
+    }
+
+    /// To be held while a paused guest executes some instructions.
+    #[must_use]
+    pub fn step(&self) -> Step<'_> {
+        let mut state = self.state.lock();
+        state.steps += 1;
+        state.epoch += 1;
+        Step(self)
     }
 
     /// Drops every copy.
@@ -94,11 +124,11 @@ impl PageCache {
     /// Copies bytes of a frame from `offset` on into `buf`, if a fresh copy is there.
     pub fn get(&self, gfn: Gfn, offset: usize, buf: &mut [u8]) -> bool {
         let mut state = self.state.lock();
-        let (paused, epoch) = (state.paused, state.epoch);
+        let (still, epoch) = (state.still(), state.epoch);
         let fresh = match state.pages.get(&gfn) {
             None => None,
             Some(copy) => {
-                let fresh = (paused && copy.epoch == epoch) || copy.taken.elapsed() < self.lifetime;
+                let fresh = (still && copy.epoch == epoch) || copy.taken.elapsed() < self.lifetime;
                 let bytes = copy.bytes.get(offset..offset + buf.len());
                 Some(fresh && bytes.map(|bytes| buf.copy_from_slice(bytes)).is_some())
             }
@@ -185,6 +215,24 @@ mod tests {
         cache.set_paused(true);
         assert!(!has(&cache, 1), "a copy from an earlier pause is stale");
         assert_eq!(cache.counts().stale, 1);
+    }
+
+    #[test]
+    fn copies_from_before_and_during_a_step_are_stale() {
+        let cache = PageCache::new(1 << 20, Duration::ZERO);
+        cache.set_paused(true);
+        put(&cache, 1);
+        let (one, other) = (cache.step(), cache.step());
+        assert!(!cache.active() && !has(&cache, 1));
+        drop(one);
+        put(&cache, 2);
+        assert!(!has(&cache, 2), "another vCPU still steps");
+        let during = cache.stamp();
+        drop(other);
+        cache.put(Gfn(3), &PAGE, during);
+        assert!(!has(&cache, 1) && !has(&cache, 2) && !has(&cache, 3));
+        put(&cache, 1);
+        assert!(cache.active() && has(&cache, 1));
     }
 
     #[test]

@@ -16,7 +16,9 @@ const MSR_BYTES: usize = 8;
 /// Executes the instructions asked for, or as many as it could before the caller went away.
 pub fn step(ctx: &Ctx<'_>, data: &[u8]) -> FsResult<()> {
     let count = parse_step(text_of(data)?)?;
-    let done = ctx.tree.driver().execution()?.step(ctx.vcpu(), count, ctx.cancel)?;
+    let execution = ctx.tree.driver().execution()?;
+    let _step = ctx.tree.memory.cache().step();
+    let done = execution.step(ctx.vcpu(), count, ctx.cancel)?;
     if done == count {
         return Ok(());
     }
