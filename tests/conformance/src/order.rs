@@ -9,6 +9,9 @@ use crate::Checked;
 use crate::regs::Regs;
 use crate::vm::{Paused, Vm};
 
+/// How long a loop is to go on in which a vCPU is to be caught: the speed was measured while the host did other things.
+pub const CATCHABLE: Duration = Duration::from_secs(3);
+
 /// The value of CR8 that holds every interrupt of the guest back.
 const HOLD_ALL: u64 = 15;
 
@@ -109,6 +112,15 @@ impl Vm {
             }
             rounds *= 4;
         }
+    }
+
+    /// Lets a vCPU that is paused in an ordered loop leave it soon, where registers can be written, and waits for that.
+    pub(crate) fn leave(&self, paused: Paused<'_>, vcpu: u64, op: Op, seq: u64) -> Checked {
+        if self.writable(vcpu, "r12") {
+            self.set(vcpu, "r12=1")?;
+        }
+        drop(paused);
+        self.finish(vcpu, op, seq)
     }
 
     /// Pauses while a vCPU is where `there` says; the VM goes on in between.

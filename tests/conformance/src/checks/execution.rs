@@ -6,6 +6,7 @@ use std::time::Duration;
 use vmtree_guest::Counters;
 use vmtree_guest::mailbox::{Counter, Op, Site, header, slot, slot_of};
 
+use crate::order::CATCHABLE;
 use crate::{Check, Checked, Vm};
 
 const PAUSE: &[&str] = &["pause"];
@@ -124,7 +125,7 @@ fn at_registers(vm: &Vm) -> Checked {
     let _quiet = vm.quiet()?;
     let (scratch, at) = (vm.header(header::SCRATCH)?, vm.mailbox.site(Site::Write8));
     let at = at.map_err(|error| error.to_string())?;
-    let n = vm.rounds(Duration::from_millis(500))?;
+    let n = vm.rounds(CATCHABLE)?;
     for vcpu in 0..vm.vcpus {
         ensure!(vm.writable(vcpu, "r9") && vm.writable(vcpu, "r12"), "r9 and r12 can't be written");
         let seq = vm.begin(vcpu, Op::Write, &[n, scratch, FIRST, 8])?;

@@ -7,7 +7,7 @@ use vmtree_guest::layout;
 use vmtree_guest::mailbox::{Counter, Op, Site};
 
 use super::errno::{EBUSY, EINVAL, ERANGE};
-use crate::order::{Masked, Quiet};
+use crate::order::{CATCHABLE, Masked, Quiet};
 use crate::regs::Regs;
 use crate::vm::Paused;
 use crate::{Check, Checked, Vm};
@@ -64,7 +64,7 @@ fn spinning(vm: &Vm, vcpu: u64) -> Result<Spinning<'_>, String> {
     let quiet = vm.quiet()?;
     let top = vm.mailbox.site(Site::Spin).map_err(|error| error.to_string())?;
     let masked = vm.masked(vcpu)?;
-    let seq = vm.begin(vcpu, Op::Spin, &[vm.rounds(Duration::from_millis(500))?])?;
+    let seq = vm.begin(vcpu, Op::Spin, &[vm.rounds(CATCHABLE)?])?;
     let (paused, regs) = vm.catch(vcpu, "in its loop", |regs| {
         ensure!(!vm.done(vcpu, seq)?, "the order was over too soon");
         Ok([top, top + DEC].contains(&regs.get("rip")?))
@@ -104,8 +104,7 @@ fn counts(vm: &Vm) -> Checked {
             before = after;
         }
         same!(vm.text("state")?, "paused\n", "state after steps");
-        drop(spin.paused);
-        vm.finish(vcpu, Op::Spin, spin.seq)?;
+        vm.leave(spin.paused, vcpu, Op::Spin, spin.seq)?;
     }
     Ok(())
 }
@@ -204,8 +203,7 @@ fn others_stand(vm: &Vm) -> Checked {
             after.1.differences(&before.1)
         );
     }
-    drop(spin.paused);
-    vm.finish(0, Op::Spin, spin.seq)
+    vm.leave(spin.paused, 0, Op::Spin, spin.seq)
 }
 
 fn refusals(vm: &Vm) -> Checked {

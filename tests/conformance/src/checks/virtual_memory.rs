@@ -2,14 +2,13 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::time::Duration;
 
 use vmtree_guest::layout;
 use vmtree_guest::mailbox::{Op, header};
 
 use super::errno::EIO;
 use super::registers::own_cr3;
-use crate::order::Quiet;
+use crate::order::{CATCHABLE, Quiet};
 use crate::vm::{Paused, read_at};
 use crate::{Check, Checked, Vm};
 
@@ -58,7 +57,7 @@ struct InProcess<'a> {
 fn in_process(vm: &Vm, vcpu: u64) -> Result<InProcess<'_>, String> {
     let quiet = vm.quiet()?;
     let own = own_cr3(vm, vcpu)?;
-    let seq = vm.begin(vcpu, Op::UserSpin, &[vm.rounds(Duration::from_millis(400))?])?;
+    let seq = vm.begin(vcpu, Op::UserSpin, &[vm.rounds(CATCHABLE)?])?;
     let (paused, _) = vm.catch(vcpu, "in its first process", |regs| {
         ensure!(!vm.done(vcpu, seq)?, "the order was over too soon");
         Ok(regs.get("rip")? >= layout::USER_BASE && regs.get("cr3")? == own[1])
@@ -68,8 +67,7 @@ fn in_process(vm: &Vm, vcpu: u64) -> Result<InProcess<'_>, String> {
 
 impl InProcess<'_> {
     fn end(self, vm: &Vm, vcpu: u64) -> Checked {
-        drop(self.paused);
-        vm.finish(vcpu, Op::UserSpin, self.seq)
+        vm.leave(self.paused, vcpu, Op::UserSpin, self.seq)
     }
 }
 
