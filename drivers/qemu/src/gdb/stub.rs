@@ -113,9 +113,14 @@ impl Stub {
     /// [`ErrorKind::NotFound`] if there is no such vCPU; those of the connection.
     pub fn read(&mut self, vcpu: u32) -> Result<Values<'_>> {
         self.select(vcpu)?;
-        let answer = self.wire.ask("g")?;
-        let bytes = from_hex(&answer).ok_or_else(|| refused("g", &answer))?;
+        let bytes = self.all()?;
         Ok(Values { layout: &self.layout, bytes })
+    }
+
+    /// All registers of the vCPU that is selected.
+    fn all(&mut self) -> Result<Vec<u8>> {
+        let answer = self.wire.ask("g")?;
+        from_hex(&answer).filter(|bytes| !bytes.is_empty()).ok_or_else(|| refused("g", &answer))
     }
 
     /// Sets one register of the vCPU with this index. QEMU may drop bits: read it back.
@@ -152,17 +157,27 @@ impl Stub {
             return Err(refused("Hc", &answer));
         }
         let mut done = 0;
+        // Known before each step: of one that is interrupted on a slow host it can't be told otherwise whether it was done.
+        let mut before = self.all()?;
+        let mut again = false;
         while done < count && !cancel.raised() {
-            let one = self.one_step(vcpu, self.step_bits, INSTRUCTION, cancel)?;
-            let one = one || {
-                // Not done in time: either it waits for an interrupt, or the host is slow.
-                self.is_halted(vcpu)? && self.one_step(vcpu, STEP, HALTED, cancel)?
-            };
-            if one {
-                done += 1;
-            } else if self.is_halted(vcpu)? {
-                break;
+            let mut one = self.one_step(vcpu, self.step_bits, INSTRUCTION, cancel)?;
+            let mut after = self.all()?;
+            if !one && self.is_halted(vcpu)? {
+                one = self.one_step(vcpu, STEP, HALTED, cancel)?;
+                after = self.all()?;
+                if !one && self.is_halted(vcpu)? {
+                    break;
+                }
             }
+            // Where nothing changed, TCG may have done no more than look at the interrupts, which it tells as a step too: it
+            // is done again, and if nothing changes then either, it is an instruction such as a jump to itself.
+            let changed = after != before;
+            if changed || one && again {
+                done += 1;
+            }
+            again = one && !changed && !again;
+            before = after;
         }
         Ok(done)
     }
