@@ -171,6 +171,7 @@ fn list_and_info_know_a_running_vm() {
     assert!(list.lines().any(|line| line.starts_with(&source)), "{list}");
     let info = live.command(env!("CARGO_BIN_EXE_vmtree")).args(["info", &source]).output().unwrap();
     let info = String::from_utf8(info.stdout).unwrap();
-    assert!(info.contains("driver qemu\n") && info.contains("registers no: "), "{info}");
-    assert!(!live.path("vcpu").exists() && !live.path("state").exists());
+    assert!(info.contains("driver qemu\n") && info.contains("registers yes\n"), "{info}");
+    assert!(info.contains("views no: ") && !live.path("views").exists(), "{info}");
+    assert_eq!(live.text("state"), "running\n");
 }

@@ -127,7 +127,7 @@ impl Ends {
     }
 
     /// Waits at most `limit` until `work` is done on a thread of its own, or less if a further signal shows
-    /// impatience: one that comes [`GRACE`] after the first. Returns whether it was done.
+    /// impatience: one that comes `GRACE` after the first. Returns whether it was done.
     pub fn finish(&self, limit: Duration, work: impl FnOnce() + Send + 'static) -> bool {
         let (sender, done) = mpsc::channel();
         let spawned = thread::Builder::new().name("release".to_owned()).spawn(move || {

@@ -2,8 +2,7 @@
 //!
 //! ENOSYS is an answer for good and for all files, so no operation gives it for want of one file's support. Those left
 //! out here (extended attributes, fallocate, copy_file_range) are fuser's ENOSYS on purpose: no file has them, and the
-//! kernel then asks no more. statfs is fuser's zeros, as /proc has: a disk that is always full would alarm whoever
-//! watches disks.
+//! kernel then asks no more.
 
 use std::ffi::OsStr;
 use std::io;
@@ -14,7 +13,7 @@ use fuser::{
     BsdFileFlags, Errno, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
     IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, PollEvents, PollFlags, PollNotifier,
     RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl,
-    ReplyLseek, ReplyOpen, ReplyPoll, ReplyWrite, Request, TimeOrNow, WriteFlags,
+    ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
 
 use super::attr::NAME_TTL;
@@ -262,6 +261,11 @@ impl Filesystem for Adapter {
             Ok(found) => reply.offset(found as i64),
             Err(error) => reply.error(Errno::from_i32(error.errno() as i32)),
         }
+    }
+
+    fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        // No room at all, as /proc: a disk that is always full would alarm whoever watches disks.
+        reply.statfs(0, 0, 0, 0, 0, 4096, 255, 4096);
     }
 
     fn flush(

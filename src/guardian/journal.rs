@@ -1,7 +1,7 @@
 //! The undo journal: what would have to be undone if the daemon died now. It lives in memory that the daemon
 //! shares with its guardians, and each entry is written before the act it tells of.
 //!
-//! Layout of the file: an 8-byte magic number with the version, then one slot a kind, [`SLOT_BYTES`] apart: a
+//! Layout of the file: an 8-byte magic number with the version, then one slot a kind, `SLOT_BYTES` apart: a
 //! valid flag (4 bytes), the payload's length (4 bytes, little-endian), the payload. The flag is written last and
 //! cleared first, so a reader never sees half an entry.
 

@@ -24,8 +24,8 @@ fn session(mounted: &Mounted) -> Vec<std::io::Result<()>> {
         fs::File::open(path("mem")).and_then(|mut file| file.read_exact(&mut [0; 8192])),
         write("ctl", "pause"),
         fs::read(path("vcpu/0/regs/all")).map(drop),
-        // Registers that the guest does without: it may run, where the pause was what failed.
-        write("vcpu/0/regs/all", "tsc_aux=7 sysenter_esp=8"),
+        // Registers that the guest does not live by.
+        write("vcpu/0/regs/all", "cr2=7 dr0=8"),
         write("vcpu/0/ctl", "step 2"),
         fs::read(path("vcpu/0/translate,gva=0x1000")).map(drop),
         fs::read(path("state")).map(drop),

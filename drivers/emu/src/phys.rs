@@ -26,10 +26,10 @@ pub struct World {
 
 /// What a physical address leads to.
 enum Place {
-    Ram,
+    /// RAM, or nothing.
+    Memory,
     /// The vCPU's own APIC, at this offset.
     Apic(u64),
-    Nothing,
 }
 
 impl World {
@@ -66,34 +66,26 @@ impl World {
             Some(offset) if offset < APIC_BYTES && self.apics.get(vcpu).is_some_and(Apic::present) => {
                 Place::Apic(offset)
             }
-            _ if self.ram.holds(gpa, 1) => Place::Ram,
-            _ => Place::Nothing,
+            _ => Place::Memory,
         }
     }
 
     /// Reads inside one page. Where nothing is, all bits are ones.
     pub fn read(&mut self, vcpu: usize, gpa: u64, buf: &mut [u8]) {
-        let found = match self.place(vcpu, gpa) {
-            Place::Ram => self.ram.load(gpa, buf),
-            Place::Apic(offset) => {
-                self.read_apic(vcpu, offset, buf);
-                true
-            }
-            Place::Nothing => false,
-        };
-        if !found {
-            buf.fill(0xff);
+        match self.place(vcpu, gpa) {
+            Place::Memory if self.ram.load(gpa, buf) => {}
+            Place::Memory => buf.fill(0xff),
+            Place::Apic(offset) => self.read_apic(vcpu, offset, buf),
         }
     }
 
     /// Writes inside one page. Where nothing is, it is lost.
     pub fn write(&mut self, vcpu: usize, gpa: u64, data: &[u8]) {
         match self.place(vcpu, gpa) {
-            Place::Ram => {
+            Place::Memory => {
                 self.ram.store(gpa, data);
             }
             Place::Apic(offset) => self.write_apic(vcpu, offset, data),
-            Place::Nothing => {}
         }
     }
 
@@ -101,7 +93,7 @@ impl World {
     #[must_use]
     pub fn entry(&self, vcpu: usize, gpa: u64) -> u64 {
         let mut bytes = [0xff; 8];
-        if matches!(self.place(vcpu, gpa), Place::Ram) {
+        if matches!(self.place(vcpu, gpa), Place::Memory) {
             self.ram.load(gpa, &mut bytes);
         }
         u64::from_le_bytes(bytes)
@@ -109,7 +101,7 @@ impl World {
 
     /// Sets accessed and dirty bits in a page-table entry.
     pub fn mark(&self, vcpu: usize, gpa: u64, bits: u64) {
-        if matches!(self.place(vcpu, gpa), Place::Ram) {
+        if matches!(self.place(vcpu, gpa), Place::Memory) {
             self.ram.set_bits(gpa, bits);
         }
     }

@@ -70,55 +70,57 @@ impl Shared {
         (end <= self.bytes).then(|| self.base.as_ptr().wrapping_add(offset))
     }
 
+    /// The number in 1, 2, 4 or 8 aligned bytes, read at once; `None` for other sizes and places.
+    fn load(&self, offset: u64, bytes: usize) -> Option<u64> {
+        Some(match bytes {
+            1 => self.byte(offset)?.load(Ordering::Relaxed).into(),
+            2 => self.word(offset)?.load(Ordering::Relaxed).into(),
+            4 => self.dword(offset)?.load(Ordering::Relaxed).into(),
+            8 => self.qword(offset)?.load(Ordering::Acquire),
+            _ => return None,
+        })
+    }
+
+    /// Writes 1, 2, 4 or 8 aligned bytes at once; `None` for other sizes and places.
+    fn store(&self, offset: u64, data: &[u8]) -> Option<()> {
+        match *data {
+            [value] => self.byte(offset)?.store(value, Ordering::Relaxed),
+            [a, b] => self.word(offset)?.store(u16::from_le_bytes([a, b]), Ordering::Relaxed),
+            [a, b, c, d] => self.dword(offset)?.store(u32::from_le_bytes([a, b, c, d]), Ordering::Relaxed),
+            [a, b, c, d, e, f, g, h] => {
+                self.qword(offset)?.store(u64::from_le_bytes([a, b, c, d, e, f, g, h]), Ordering::Release);
+            }
+            _ => return None,
+        }
+        Some(())
+    }
+
     /// Copies out; `false` where the range is not all inside. 1, 2, 4 and 8 aligned bytes are read at once.
     pub fn read(&self, offset: u64, buf: &mut [u8]) -> bool {
-        let Some(at) = self.at(offset, buf.len()) else { return false };
-        match (buf.len(), at as usize) {
-            (1, _) => buf.copy_from_slice(&[byte(at).load(Ordering::Relaxed)]),
-            (2, a) if a.is_multiple_of(2) => {
-                buf.copy_from_slice(&word(at).load(Ordering::Relaxed).to_le_bytes())
-            }
-            (4, a) if a.is_multiple_of(4) => {
-                buf.copy_from_slice(&dword(at).load(Ordering::Relaxed).to_le_bytes())
-            }
-            (8, a) if a.is_multiple_of(8) => {
-                buf.copy_from_slice(&qword(at).load(Ordering::Acquire).to_le_bytes())
-            }
-            // SAFETY: `at` was checked to have so many bytes in the mapping, and `buf` is not part of it.
-            (len, _) => unsafe { ptr::copy_nonoverlapping(at, buf.as_mut_ptr(), len) },
+        if let Some(value) = self.load(offset, buf.len()) {
+            buf.iter_mut().zip(value.to_le_bytes()).for_each(|(to, from)| *to = from);
+            return true;
         }
+        let Some(at) = self.at(offset, buf.len()) else { return false };
+        // SAFETY: `at` was checked to have so many bytes in the mapping, and `buf` is not part of it.
+        unsafe { ptr::copy_nonoverlapping(at, buf.as_mut_ptr(), buf.len()) };
         true
     }
 
     /// Copies in, as [`Shared::read`]. Nothing is written where the range is not all inside.
     pub fn write(&self, offset: u64, data: &[u8]) -> bool {
-        let Some(at) = self.at(offset, data.len()) else { return false };
-        match (data, at as usize) {
-            (&[value], _) => byte(at).store(value, Ordering::Relaxed),
-            (&[a, b], at_) if at_.is_multiple_of(2) => {
-                word(at).store(u16::from_le_bytes([a, b]), Ordering::Relaxed)
-            }
-            (&[a, b, c, d], at_) if at_.is_multiple_of(4) => {
-                dword(at).store(u32::from_le_bytes([a, b, c, d]), Ordering::Relaxed);
-            }
-            (&[a, b, c, d, e, f, g, h], at_) if at_.is_multiple_of(8) => {
-                qword(at).store(u64::from_le_bytes([a, b, c, d, e, f, g, h]), Ordering::Release);
-            }
-            // SAFETY: `at` was checked to have so many bytes in the mapping, and `data` is not part of it.
-            _ => unsafe { ptr::copy_nonoverlapping(data.as_ptr(), at, data.len()) },
+        if self.store(offset, data).is_some() {
+            return true;
         }
+        let Some(at) = self.at(offset, data.len()) else { return false };
+        // SAFETY: `at` was checked to have so many bytes in the mapping, and `data` is not part of it.
+        unsafe { ptr::copy_nonoverlapping(data.as_ptr(), at, data.len()) };
         true
     }
 
     /// Sets bits of the aligned 8 bytes at `offset` as a CPU sets A and D: not losing what another party writes.
     pub fn set_bits(&self, offset: u64, bits: u64) -> bool {
-        match self.at(offset, 8) {
-            Some(at) if (at as usize).is_multiple_of(8) => {
-                qword(at).fetch_or(bits, Ordering::AcqRel);
-                true
-            }
-            _ => false,
-        }
+        self.qword(offset).map(|word| word.fetch_or(bits, Ordering::AcqRel)).is_some()
     }
 
     /// Lends the bytes themselves; `false` where the range is not all inside.
@@ -139,19 +141,21 @@ impl Drop for Shared {
     }
 }
 
-macro_rules! atomic {
-    ($name:ident $type:ident) => {
-        /// The callers have checked that the place lies in a mapping and is aligned.
-        fn $name<'a>(at: *mut u8) -> &'a $type {
-            // SAFETY: mapped, aligned, and only ever used within the call that checked it.
-            unsafe { $type::from_ptr(at.cast()) }
+macro_rules! atomics {
+    ($($name:ident $type:ident)+) => {
+        impl Shared {
+            $(
+                /// An aligned place in the mapping; `None` where there is none.
+                fn $name(&self, offset: u64) -> Option<&$type> {
+                    let at: *mut $type = self.at(offset, size_of::<$type>())?.cast();
+                    // SAFETY: checked to lie in the mapping, which lives as long as `self`, and to be aligned.
+                    at.is_aligned().then(|| unsafe { $type::from_ptr(at.cast()) })
+                }
+            )+
         }
     };
 }
-atomic!(byte AtomicU8);
-atomic!(word AtomicU16);
-atomic!(dword AtomicU32);
-atomic!(qword AtomicU64);
+atomics!(byte AtomicU8 word AtomicU16 dword AtomicU32 qword AtomicU64);
 
 #[cfg(test)]
 mod tests {

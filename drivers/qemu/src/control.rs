@@ -309,7 +309,8 @@ impl Stopped<'_> {
     pub fn renew(&mut self, broke_in: bool) -> Result<bool> {
         let events = self.session.heard(self.line.events())?;
         self.session.suspect_map(&events);
-        let resumed = events.iter().any(|event| event == "RESUME");
+        // A STOP alone: the RESUME before it was noted just after QEMU had told that it stood still.
+        let resumed = events.iter().any(|event| matches!(event.as_str(), "RESUME" | "STOP"));
         if resumed {
             self.session.void();
             self.ours = false;

@@ -313,6 +313,44 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_is_unmapped_or_replaced_leaves_the_map() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4 << 20).unwrap();
+        let map = |file: &std::fs::File| sys::Mapping::new(file, 0, 2 << 20).unwrap();
+        let mappings = [map(&file), map(&file)];
+        let base = |mapping: &sys::Mapping| {
+            let mut base = 0;
+            assert!(mapping.lend(0, 1, &mut |bytes| base = bytes.as_ptr() as u64));
+            base
+        };
+        let container = |name: &str, base| Container { name: name.to_owned(), base, bytes: 2 << 20 };
+        let piece = |index: usize| {
+            let start = (index as u64) << 30;
+            Piece { start, end: start + (2 << 20), kind: RegionKind::Ram, at: Some((index, 0)) }
+        };
+        let [kept, gone] = mappings;
+        let layout = Layout {
+            pieces: vec![piece(0), piece(1)],
+            containers: vec![container("kept", base(&kept)), container("gone", base(&gone))],
+        };
+        let memory = GuestMemory::new(std::process::id(), Arc::default());
+        memory.take(layout.clone());
+        assert!(!memory.prune());
+        assert_eq!((memory.map().regions().len(), memory.blocks().len()), (2, 2));
+        drop(gone);
+        assert!(memory.prune() && !memory.prune());
+        assert_eq!(
+            (memory.map().regions().len(), memory.blocks().len(), memory.map().generation()),
+            (1, 1, 2)
+        );
+        assert_eq!(memory.read(Gpa(1 << 30), &mut [0; 8]).unwrap_err().kind(), ErrorKind::NotFound);
+        assert_eq!(memory.read(Gpa(0), &mut [0; 8]).unwrap(), 8);
+        // The monitor says that all is there: what is mapped there now is taken.
+        memory.take(layout);
+        assert_eq!((memory.map().regions().len(), memory.map().generation()), (2, 3));
+    }
+
+    #[test]
     fn names_become_plain_and_unique() {
         let mut taken = BTreeSet::new();
         let names = ["pc.ram", "a/b", "a b", "", "..", "pc.ram", "a_b-2"];

@@ -193,7 +193,8 @@ fn greet(path: &Path, lines: &mut Lines) -> Result<()> {
 fn held(path: &Path) -> Error {
     let why = format!(
         "the QMP socket '{}' does not greet: another client holds it; \
-         give QEMU a second one: -qmp unix:PATH,server=on,wait=off",
+         give QEMU a second one: -qmp unix:PATH,server=on,wait=off \
+         (libvirt: by virsh edit, in <qemu:commandline>; see docs/qemu.md)",
         path.display()
     );
     Error::new(ErrorKind::Busy, OP, why)

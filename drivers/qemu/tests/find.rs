@@ -213,8 +213,7 @@ fn what_is_missing_says_why() {
     let vm = Vm::start(&["-m", "64M"]);
     let driver = open(&vm.qmp()).unwrap();
     for missing in [
-        driver.registers().err(),
-        driver.execution().err(),
+        driver.registers().unwrap().msrs().err(),
         driver.events().err(),
         driver.views().err(),
         driver.injection().err(),

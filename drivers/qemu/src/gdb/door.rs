@@ -73,11 +73,15 @@ impl Taken {
         Error::new(ErrorKind::Busy, OP, why)
     }
 
+    fn folder(&self) -> Option<&Path> {
+        let path = self.address.strip_prefix("unix:")?.split(',').next()?;
+        Path::new(path).parent()
+    }
+
     /// Whether it was left by a vmtree that was killed: its folder is ours by name, and nobody holds it.
     #[must_use]
     pub fn is_left_over(&self) -> bool {
-        let path = self.address.strip_prefix("unix:").and_then(|rest| rest.split(',').next()).map(Path::new);
-        let Some(folder) = path.and_then(Path::parent) else { return false };
+        let Some(folder) = self.folder() else { return false };
         let ours = folder.file_name().is_some_and(|name| name.to_string_lossy().starts_with(FOLDER));
         let free = || match File::open(folder) {
             Ok(held) => flock(&held, FlockOperation::NonBlockingLockExclusive).is_ok(),
@@ -133,6 +137,10 @@ impl Door {
                 return Err(taken.refusal());
             }
             qmp.human("gdbserver none")?;
+            if let Some(folder) = taken.folder() {
+                // Its socket is gone with the gdbstub.
+                let _ = fs::remove_dir(folder);
+            }
         }
         let folder = Folder::new(self.pid)?;
         let answer =

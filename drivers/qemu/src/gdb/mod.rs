@@ -5,3 +5,6 @@ mod packet;
 pub mod stub;
 mod target;
 mod wire;
+
+#[cfg(test)]
+pub use packet::to_hex as hex;

@@ -32,6 +32,8 @@ pub struct Stub {
     process: Option<u32>,
     /// The bits of `Qqemu.sstep` that this accelerator has.
     step_bits: u32,
+    /// What `Qqemu.sstep` was set to last.
+    step_set: Option<u32>,
 }
 
 /// The registers of one vCPU as they came in one packet.
@@ -69,7 +71,8 @@ impl Stub {
         if !has("qXfer:features:read+") {
             return Err(protocol("does not describe its registers"));
         }
-        let mut stub = Self { wire, layout: Layout::default(), process: None, step_bits: STEP };
+        let mut stub =
+            Self { wire, layout: Layout::default(), process: None, step_bits: STEP, step_set: None };
         let target = stub.description("target.xml")?;
         let mut documents = vec![target.clone()];
         for name in includes(&target) {
@@ -79,8 +82,8 @@ impl Stub {
         if has("multiprocess+") {
             stub.process = Some(stub.first_process()?);
         }
-        let bits = text(stub.wire.ask("qqemu.sstepbits")?)?;
-        stub.step_bits = step_bits(&bits);
+        let bits = stub.wire.ask("qqemu.sstepbits")?;
+        stub.step_bits = step_bits(&bits).ok_or_else(|| refused("qqemu.sstepbits", &bits))?;
         Ok(stub)
     }
 
@@ -166,9 +169,12 @@ impl Stub {
 
     /// Lets the vCPU execute one instruction; false if it did not in time, or `cancel` was raised.
     fn one_step(&mut self, vcpu: u32, bits: u32, patience: Duration, cancel: &Cancel) -> Result<bool> {
-        let answer = self.wire.ask(&format!("Qqemu.sstep={bits:x}"))?;
-        if answer != b"OK" {
-            return Err(refused("step", &answer));
+        if self.step_set != Some(bits) {
+            let answer = self.wire.ask(&format!("Qqemu.sstep={bits:x}"))?;
+            if answer != b"OK" {
+                return Err(refused("step", &answer));
+            }
+            self.step_set = Some(bits);
         }
         let thread = self.thread(vcpu);
         self.wire.resume(&format!("vCont;s:{thread}"))?;
@@ -249,9 +255,10 @@ impl Stub {
 }
 
 /// Reads `ENABLE=1,NOIRQ=2,NOTIMER=4`: all that there is. KVM has no NOTIMER.
-fn step_bits(text: &str) -> u32 {
+fn step_bits(answer: &[u8]) -> Option<u32> {
+    let text = std::str::from_utf8(answer).ok().filter(|text| text.starts_with("ENABLE="))?;
     let bits = text.split(',').filter_map(|word| word.split_once('=')?.1.parse::<u32>().ok());
-    bits.fold(STEP, |all, bit| all | bit)
+    Some(bits.fold(STEP, |all, bit| all | bit))
 }
 
 /// Whether a stop reply tells of a step that was done: SIGTRAP (5). SIGINT (2) is an interruption.

@@ -30,25 +30,24 @@ const RFLAGS_KNOWN: u64 = 0x3f_7fd7;
 /// The register and why.
 pub fn changes(before: &Registers, after: &Registers) -> Result<(), (Reg, Refused)> {
     let long = before.efer & EFER_LMA != 0;
-    let checks: [(Reg, u64, u64, &dyn Fn(u64, u64) -> Result<(), Refused>); 9] = [
-        (Reg::Rip, before.rip, after.rip, &|_, new| address(new, after.cr4)),
-        (Reg::Rflags, before.rflags, after.rflags, &|_, new| rflags(new, long)),
-        (Reg::Cr0, before.cr0, after.cr0, &|old, new| cr0(old, new)),
-        (Reg::Cr3, before.cr3, after.cr3, &|_, new| cr3(new)),
-        (Reg::Cr4, before.cr4, after.cr4, &|old, new| cr4(old, new, long, after.cr3)),
-        (Reg::Cr8, before.cr8, after.cr8, &|_, new| need(new <= 15, "it is 0 to 15")),
-        (Reg::Efer, before.efer, after.efer, &|old, new| {
-            need((old ^ new) & !(EFER_SCE | EFER_NXE) == 0, "only SCE and NXE can be changed from outside")
-        }),
-        (Reg::KernelGsBase, before.kernel_gs_base, after.kernel_gs_base, &|_, new| address(new, after.cr4)),
-        (Reg::Cr2, before.cr2, after.cr2, &|_, _| Ok(())),
+    let same = |reg: Reg| before.get(reg) == after.get(reg);
+    let checks = [
+        (Reg::Rip, address(after.rip, after.cr4)),
+        (Reg::Rflags, rflags(after.rflags, long)),
+        (Reg::Cr0, cr0(before.cr0, after.cr0)),
+        (Reg::Cr3, cr3(after.cr3)),
+        (Reg::Cr4, cr4(before.cr4, after.cr4, long, after.cr3)),
+        (Reg::Cr8, need(after.cr8 <= 15, "it is 0 to 15")),
+        (Reg::Efer, efer(before.efer, after.efer)),
+        (Reg::KernelGsBase, address(after.kernel_gs_base, after.cr4)),
     ];
-    for (reg, old, new, check) in checks {
-        if old != new {
-            check(old, new).map_err(|why| (reg, why))?;
-        }
-    }
-    Ok(())
+    let refused =
+        checks.into_iter().find_map(|(reg, check)| check.err().filter(|_| !same(reg)).map(|why| (reg, why)));
+    refused.map_or(Ok(()), Err)
+}
+
+fn efer(old: u64, new: u64) -> Result<(), Refused> {
+    need((old ^ new) & !(EFER_SCE | EFER_NXE) == 0, "only SCE and NXE can be changed from outside")
 }
 
 fn need(holds: bool, why: Refused) -> Result<(), Refused> {

@@ -30,14 +30,20 @@ const LOOK: Duration = Duration::from_millis(500);
 const STEPS: u64 = 64;
 
 /// How often a snapshot is tried while others let the VM run in the middle of it.
-const TRIES: u32 = 5;
+const TRIES: u32 = 10;
 
 /// The registers of a VM.
 pub struct Access {
     inner: Arc<Inner>,
-    /// Told at each use of the gdbstub; dropped, the caretaker ends.
-    used: Option<Sender<()>>,
-    caretaker: Option<JoinHandle<()>>,
+    /// Started at the first use of the gdbstub.
+    caretaker: Mutex<Option<Caretaker>>,
+}
+
+/// The thread that closes the gdbstub.
+struct Caretaker {
+    /// Told at each use; dropped, the thread ends.
+    used: Sender<()>,
+    thread: JoinHandle<()>,
 }
 
 struct Inner {
@@ -61,21 +67,12 @@ pub fn can_have_gdb(qmp: &Qmp) -> Result<bool> {
 impl Access {
     /// The registers of the QEMU `pid` that is under `control`; `with_gdb` is what [`can_have_gdb`] says. Nothing is
     /// opened yet.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Io`] if there is no thread to be had.
-    pub fn new(control: Arc<Control>, pid: u32, with_gdb: bool) -> Result<Self> {
+    #[must_use]
+    pub fn new(control: Arc<Control>, pid: u32, with_gdb: bool) -> Self {
         let offers = table::offers(with_gdb);
         let door = Mutex::new(Door::new(pid));
         let inner = Arc::new(Inner { control, door, readers: Readers::default(), offers, with_gdb });
-        let (used, uses) = channel();
-        let watched = Arc::clone(&inner);
-        let failed = |error| {
-            Error::new(ErrorKind::Io, "open qemu", "no thread for the gdbstub to be had").caused_by(error)
-        };
-        let caretaker = thread::Builder::new().name("qemu-gdb".to_owned());
-        let caretaker = caretaker.spawn(move || watched.take_care(&uses)).map_err(failed)?;
-        Ok(Self { inner, used: Some(used), caretaker: Some(caretaker) })
+        Self { inner, caretaker: Mutex::default() }
     }
 
     /// Executes up to `count` instructions on `vcpu` while the others stand still, and returns how many it executed.
@@ -104,10 +101,22 @@ impl Access {
         Ok(done)
     }
 
+    /// Tells the caretaker that the gdbstub was used.
     fn tell(&self) {
-        if let Some(used) = &self.used {
-            // The caretaker ends only after us.
-            let _ = used.send(());
+        let mut caretaker = self.caretaker.lock();
+        if caretaker.is_none() {
+            let (used, uses) = channel();
+            let inner = Arc::clone(&self.inner);
+            let spawned =
+                thread::Builder::new().name("qemu-gdb".to_owned()).spawn(move || inner.take_care(&uses));
+            match spawned {
+                Ok(thread) => *caretaker = Some(Caretaker { used, thread }),
+                Err(error) => log::warn!("QEMU's gdbstub stays open until the end: {error}"),
+            }
+        }
+        if let Some(caretaker) = &*caretaker {
+            // It ends only after us.
+            let _ = caretaker.used.send(());
         }
     }
 }
@@ -234,9 +243,9 @@ fn again(error: &Error, resumed: bool) -> bool {
 
 impl Drop for Access {
     fn drop(&mut self) {
-        self.used = None;
-        if let Some(caretaker) = self.caretaker.take() {
-            let _ = caretaker.join();
+        if let Some(Caretaker { used, thread }) = self.caretaker.get_mut().take() {
+            drop(used);
+            let _ = thread.join();
         }
         let mut session = self.inner.control.lock();
         let mut door = self.inner.door.lock();
@@ -284,3 +293,8 @@ impl Registers for Access {
         Err(Missing::new(why))
     }
 }
+
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod tests;

@@ -52,7 +52,10 @@ impl Readers {
         });
         loop {
             if let Some(answer) = &*slot.lock() {
-                return answer.as_ref().map(RegisterSet::clone).map_err(copy);
+                return match answer {
+                    Ok(set) => Ok(set.clone()),
+                    Err(error) => Err(copy(error)),
+                };
             }
             if state.led {
                 self.changed.wait(&mut state);

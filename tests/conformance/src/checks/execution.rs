@@ -125,7 +125,8 @@ fn at_registers(vm: &Vm) -> Checked {
     let (scratch, at) = (vm.header(header::SCRATCH)?, vm.mailbox.site(Site::Write8));
     let at = at.map_err(|error| error.to_string())?;
     let n = vm.rounds(Duration::from_millis(500))?;
-    for vcpu in (0..vm.vcpus).filter(|vcpu| vm.writable(*vcpu, "r9") && vm.writable(*vcpu, "r12")) {
+    for vcpu in 0..vm.vcpus {
+        ensure!(vm.writable(vcpu, "r9") && vm.writable(vcpu, "r12"), "r9 and r12 can't be written");
         let seq = vm.begin(vcpu, Op::Write, &[n, scratch, FIRST, 8])?;
         // mov [r8], r9 and dec r12 have 3 bytes each.
         let (paused, regs) = vm.catch(vcpu, "in its loop", |regs| {

@@ -53,8 +53,7 @@ pub fn own_cr3(vm: &Vm, vcpu: u64) -> Result<[u64; 3], String> {
 
 /// Whether an address lies in the guest's own code.
 fn is_code(gva: u64) -> bool {
-    let user =
-        [layout::USER_TEXT, layout::USER_SELF, layout::USER_CODE].iter().any(|page| gva & !0xfff == *page);
+    let user = [layout::USER_TEXT, layout::USER_SELF, layout::USER_CODE].contains(&(gva & !0xfff));
     user || (layout::TEXT64..layout::USER_IMAGE).contains(&gva)
 }
 

@@ -7,7 +7,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use vmtree_guest::layout;
-use vmtree_guest::mailbox::{Counter, Op, counter_of, slot, slot_of, status};
+use vmtree_guest::mailbox::{Counter, MAILBOX, Op, counter_of, header, slot, slot_of, status};
 
 pub const CR0: u64 = 0x8001_0033;
 pub const CR4: u64 = 0x620;
@@ -18,7 +18,8 @@ struct Guest<'a>(&'a File);
 impl Guest<'_> {
     fn word(&self, at: u64) -> u64 {
         let mut word = [0; 8];
-        self.0.read_exact_at(&mut word, at).unwrap();
+        // A truncated memory reads as zeros.
+        let _ = self.0.read_exact_at(&mut word, at);
         u64::from_le_bytes(word)
     }
 
@@ -70,6 +71,10 @@ impl Guest<'_> {
             }
             Op::Fill => {
                 self.0.write_all_at(&vec![c as u8; d as usize], b).unwrap();
+                Ok([0; 4])
+            }
+            Op::Background => {
+                self.put(MAILBOX + header::BACKGROUND, a);
                 Ok([0; 4])
             }
             Op::WriteCr8 => {
@@ -126,8 +131,10 @@ pub fn run(mem: &File, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
         guest.count(Counter::Heartbeat, 1);
         guest.count(Counter::Ticks, 1);
-        if guest.word(vmtree_guest::mailbox::MAILBOX + vmtree_guest::mailbox::header::BACKGROUND) == 1 {
+        if guest.word(MAILBOX + header::BACKGROUND) == 1 {
             guest.greet();
+            guest.count(Counter::Syscalls, 1);
+            guest.count(Counter::Cr3Writes, 1);
         }
         guest.order();
         sleep(Duration::from_micros(300));

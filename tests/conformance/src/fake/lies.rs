@@ -137,3 +137,13 @@ fn what_plain_files_can_satisfy_passes_without_a_lie() {
     }
     assert!(failed.is_empty(), "{failed:#?}");
 }
+
+#[test]
+fn every_check_is_described_with_what_it_needs() {
+    let docs = include_str!("../../../../docs/conformance.md");
+    for check in checks() {
+        let row = format!("| {} | {} |", check.name, check.needs.join(", ")).replace("|  |", "| |");
+        assert!(docs.contains(&row), "docs/conformance.md has no row '{row}'");
+        assert!(!check.about.is_empty());
+    }
+}
