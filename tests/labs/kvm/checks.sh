@@ -23,6 +23,7 @@ GREETING=$((0x201000))
 REPLY=$((0x202000))
 STATE=$((0x200020))
 TICKS=$((0x200808))
+SLOT0=$((0x200400))
 
 host() {
     [ -c /dev/kvm ] && [ -c /dev/fuse ] && echo "Linux $(uname -r), $(qemu-system-x86_64 --version | head -n 1)"
@@ -79,6 +80,101 @@ mem_equals_pmemsave() {
     [ "$(wc -c < "$dir/ours")" = 2097152 ] && cmp "$dir/saved" "$dir/ours" && echo '2 MiB are the same'
 }
 
+reg() {
+    cat "$mnt/vcpu/$1/regs/$2"
+}
+
+# RIP of the first vCPU, as QEMU's own monitor shows it.
+qemus_rip() {
+    echo "0x$(hmp 'info registers' | sed -n 's/.*RIP=\([0-9a-f]*\).*/\1/p')"
+}
+
+rip_moves() {
+    first=$(reg 0 rip)
+    await 30 rip_is_not "$first" && echo "$first, then $(reg 0 rip)"
+}
+
+rip_is_not() {
+    [ "$(reg 0 rip)" != "$1" ]
+}
+
+state_is() {
+    [ "$(cat "$mnt/state")" = "$1" ] && hmp 'info status' | grep -q "VM status: $1"
+}
+
+# Paused, both ways of asking give one RIP, and nothing moves.
+pause_holds_rip() {
+    echo pause > "$mnt/ctl" && state_is paused || return 1
+    ticks=$(word $TICKS)
+    set -- "$(reg 0 rip)" "$(reg 0 rip)" "$(qemus_rip)"
+    echo "$*, ticks $ticks and $(word $TICKS)"
+    [ "$1" = "$2" ] && [ "$1" = "$3" ] && [ "$(word $TICKS)" = "$ticks" ]
+}
+
+# While paused: a register written here is what QEMU has, and is put back.
+register_is_written() {
+    before=$(reg 0 r15)
+    echo 0x1122334455667788 > "$mnt/vcpu/0/regs/r15" && hmp 'info registers' | grep -o 'R15=1122334455667788'
+    found=$?
+    echo "$before" > "$mnt/vcpu/0/regs/r15" && [ "$(reg 0 r15)" = "$before" ] && return $found
+}
+
+# A busy vCPU, so that a step doesn't wait for an interrupt in hlt: it spins in ring 3 for long (order 39 of docs/guest.md).
+spin() {
+    set -- "$1" $((SLOT0 + 0x10)) $((SLOT0 + 8)) $SLOT0 $((SLOT0 + 0x30))
+    seq=$(($(word "$4") + 1))
+    number "$1" | put "$2" && number 39 | put "$3" && number $seq | put "$4" && await 30 at_least "$5" $seq
+}
+
+# A number as 8 bytes, little-endian.
+number() {
+    n=$1
+    bytes=
+    for _ in 1 2 3 4 5 6 7 8; do
+        bytes="$bytes\\0$(printf %o $((n & 255)))"
+        n=$((n >> 8))
+    done
+    printf %b "$bytes"
+}
+
+in_ring_3() {
+    echo pause > "$mnt/ctl"
+    [ $(($(reg 0 cs | sed 's/^sel=\([^ ]*\).*/\1/') & 3)) = 3 ] && return
+    echo resume > "$mnt/ctl"
+    false
+}
+
+# Two instructions are a round of the loop: after two steps RIP is where it was, after one it is not.
+steps() {
+    spin 1000000000000 && await 60 in_ring_3 || return 1
+    set -- "$(reg 0 rip)"
+    for _ in 1 2; do
+        echo step > "$mnt/vcpu/0/ctl" || return 1
+        set -- "$@" "$(reg 0 rip)"
+    done
+    echo 'step 20' > "$mnt/vcpu/0/ctl" || return 1
+    set -- "$@" "$(reg 0 rip)" "$(qemus_rip)"
+    echo "rip $*"
+    # The loop ends by our hand.
+    echo 2 > "$mnt/vcpu/0/regs/r12" || return 1
+    [ "$1" != "$2" ] && [ "$1" = "$3" ] && [ "$1" = "$4" ] && [ "$1" = "$5" ] && state_is paused
+}
+
+resumed() {
+    ticks=$(word $TICKS)
+    echo resume > "$mnt/ctl" && state_is running && await 30 at_least $TICKS $((ticks + 2)) &&
+        echo "ticks $ticks, then $(word $TICKS)"
+}
+
+registers_and_execution() {
+    check rip-moves rip_moves
+    check pause pause_holds_rip
+    check register-write register_is_written
+    check resume resumed
+    check step steps
+    check resume-after-step resumed
+}
+
 # A line a check of the suite: ok NAME, absent NAME: WHY or FAILED NAME: WHY.
 conformance() {
     begun=$(cut -d. -f1 /proc/uptime)
@@ -119,6 +215,7 @@ elf_guest() {
     check guest-runs guest_runs
     check greeting greeting_is_answered
     check pmemsave mem_equals_pmemsave
+    registers_and_execution
     conformance 120
     check umount unmounted
     check left nothing_is_left
