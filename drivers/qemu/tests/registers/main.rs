@@ -1,135 +1,22 @@
-//! Registers of real QEMUs: compared to what the guest knows of itself and to what QEMU's own monitor shows.
+//! Registers and steps of a real QEMU: what the guest put there, and what QEMU's own monitor shows.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
-#[path = "../../../tests/labs/qemu/lab.rs"]
+mod bench;
+#[path = "../../../../tests/labs/qemu/lab.rs"]
 mod lab;
+mod shared;
+mod stub;
 
-use std::fs::File;
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, sleep};
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use lab::Vm;
-use vmtree_api::x86::{Reg, Registers as Regs, Segment};
-use vmtree_api::{Cancel, Driver, ErrorKind, NoHost, RegValue, RegisterSet, RunState, Source, VcpuId};
-use vmtree_guest::mailbox::{self, Counter, Op, Site};
-use vmtree_guest::{Mailbox, layout};
+use vmtree_api::x86::Reg;
+use vmtree_api::{Cancel, ErrorKind, RegValue, RunState, VcpuId};
+use vmtree_guest::layout;
+use vmtree_guest::mailbox::{self, Op, Site};
 
-const PATIENCE: Duration = Duration::from_secs(60);
-
-struct Lab {
-    vm: Vm,
-    mailbox: Mailbox<File>,
-    driver: Box<dyn Driver>,
-}
-
-/// The guest on `vcpus` vCPUs of TCG, with what `extra` adds.
-fn boot(vcpus: u32, extra: &[&str]) -> Option<Lab> {
-    if !lab::have_qemu() {
-        return None;
-    }
-    let image = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(image.path(), vmtree_guest::elf()).unwrap();
-    let (smp, kernel) = (vcpus.to_string(), image.path().to_str().unwrap());
-    let args = [
-        "-accel",
-        "tcg",
-        "-m",
-        "64M",
-        "-machine",
-        "pc,memory-backend=m",
-        "-nic",
-        "none", //
-        "-object",
-        "memory-backend-file,id=m,size=64M,share=on,mem-path=ram", //
-        "-smp",
-        &smp,
-        "-kernel",
-        kernel,
-    ];
-    let vm = Vm::start(&[&args, extra].concat());
-    let ram = File::options().read(true).write(true).open(vm.folder().join("ram")).unwrap();
-    let mailbox = Mailbox::new(ram);
-    mailbox.wait_running(PATIENCE).unwrap();
-    let driver = open(&vm);
-    Some(Lab { vm, mailbox, driver })
-}
-
-fn open(vm: &Vm) -> Box<dyn Driver> {
-    vmtree_qemu::open(Source::new("qemu", &vm.qmp(), Vec::new()), Arc::new(NoHost)).unwrap()
-}
-
-impl Lab {
-    fn read(&self, vcpu: u32) -> Regs {
-        read(&*self.driver, vcpu)
-    }
-
-    fn write(&self, vcpu: u32, changes: &[(Reg, u64)]) -> vmtree_api::Result<()> {
-        let changes: Vec<_> = changes.iter().map(|(reg, value)| (reg.id(), RegValue::Word(*value))).collect();
-        self.driver.registers().unwrap().write(VcpuId(vcpu), &changes)
-    }
-
-    fn step(&self, vcpu: u32, count: u64) -> vmtree_api::Result<u64> {
-        self.driver.execution().unwrap().step(VcpuId(vcpu), count, &Cancel::default())
-    }
-
-    fn state(&self) -> RunState {
-        self.driver.execution().unwrap().state().unwrap()
-    }
-
-    fn word(&self, gpa: u64) -> u64 {
-        self.mailbox.word(gpa).unwrap()
-    }
-
-    /// Whether the guest's heart still beats.
-    fn beats(&self, vcpu: u32) -> bool {
-        let beat = || self.mailbox.counters(vcpu.into()).unwrap().get(Counter::Ticks);
-        let before = beat();
-        let deadline = Instant::now() + Duration::from_secs(3);
-        while beat() == before && Instant::now() < deadline {
-            sleep(Duration::from_millis(20));
-        }
-        beat() != before
-    }
-
-    /// Steps until rip is `site`, or gives up.
-    fn step_to(&self, vcpu: u32, site: u64) {
-        for _ in 0..20_000 {
-            if self.read(vcpu).rip == site {
-                return;
-            }
-            assert_eq!(self.step(vcpu, 1).unwrap(), 1);
-        }
-        panic!("vCPU {vcpu} never comes to {site:#x}");
-    }
-}
-
-fn read(driver: &dyn Driver, vcpu: u32) -> Regs {
-    let RegisterSet::X86_64(regs) = driver.registers().unwrap().read(VcpuId(vcpu)).unwrap() else {
-        panic!("not x86-64")
-    };
-    *regs
-}
-
-/// A number that the monitor shows as `NAME=HEX` for vCPU `index`.
-fn shown(text: &str, index: u32, name: &str) -> u64 {
-    let vcpu = text.split("CPU#").find(|part| part.starts_with(&format!("{index}\n"))).unwrap();
-    let (_, rest) = vcpu.split_once(&format!("{name}=")).unwrap_or_else(|| panic!("{name}: {vcpu}"));
-    let digits: String = rest.chars().take_while(char::is_ascii_hexdigit).collect();
-    u64::from_str_radix(&digits, 16).unwrap()
-}
-
-/// A segment as its descriptor in the guest's GDT has it, with the accessed bit set: loading sets it in the CPU.
-fn descriptor(lab: &Lab, gdt: u64, selector: u16) -> Segment {
-    let word = lab.word(gdt + u64::from(selector & !7));
-    let base = word >> 16 & 0xff_ffff | word >> 32 & 0xff00_0000;
-    let limit = (word & 0xffff | word >> 32 & 0xf_0000) as u32;
-    let attr = (word >> 40 & 0xf0ff) as u16;
-    let limit = if attr & 0x8000 != 0 { limit << 12 | 0xfff } else { limit };
-    Segment { selector, base, limit, attr }
-}
+use bench::*;
 
 #[test]
 fn values_are_the_guests_own_and_qemus() {
@@ -325,146 +212,6 @@ fn a_step_over_hlt_waits_for_the_interrupt_and_a_dead_vcpu_ends_it() {
     assert_eq!(lab.driver.execution().unwrap().step(VcpuId(0), 100, &cancel).unwrap(), 0);
     pause.resume().unwrap();
     assert_eq!(lab.state(), RunState::Running);
-}
-
-#[test]
-fn the_gdbstub_is_private_and_closed_when_idle_and_at_the_end() {
-    let Some(mut lab) = boot(1, &[]) else { return };
-    let devices = |lab: &mut Lab| lab.vm.human("info chardev");
-    assert!(!devices(&mut lab).contains("vmtree-gdb-"), "nothing is opened before its use");
-    lab.read(0);
-    let open = devices(&mut lab);
-    let (_, path) = open.split_once("unix:/tmp/vmtree-gdb-").unwrap_or_else(|| panic!("{open}"));
-    let folder = PathBuf::from(format!("/tmp/vmtree-gdb-{}", path.split('/').next().unwrap()));
-    use std::os::unix::fs::PermissionsExt;
-    assert_eq!(folder.metadata().unwrap().permissions().mode() & 0o777, 0o700);
-    let deadline = Instant::now() + Duration::from_secs(15);
-    while folder.exists() || devices(&mut lab).contains("vmtree-gdb-") {
-        assert!(Instant::now() < deadline, "{}", devices(&mut lab));
-        sleep(Duration::from_millis(100));
-    }
-    assert!(lab.beats(0));
-    lab.read(0);
-    assert!(devices(&mut lab).contains("vmtree-gdb-"));
-    let Lab { mut vm, driver, .. } = lab;
-    drop(driver);
-    assert!(!vm.human("info chardev").contains("vmtree-gdb-"));
-    assert_eq!(vm.human("info status").trim(), "VM status: running");
-}
-
-#[test]
-fn anothers_gdbstub_is_left_alone() {
-    let gdb = "unix:theirs,server=on,wait=off";
-    let Some(mut lab) = boot(1, &["-gdb", gdb]) else { return };
-    let registers = lab.driver.registers().unwrap();
-    assert!(registers.offers().iter().all(|offer| !offer.writable && offer.id != Reg::Cr8.id()));
-    let regs = lab.read(0);
-    assert_eq!(regs.efer & 0x501, 0x501);
-    assert_eq!(lab.write(0, &[(Reg::R14, 1)]).unwrap_err().kind(), ErrorKind::Unsupported);
-    assert_eq!(lab.state(), RunState::Running);
-    // A debugger that comes stops the VM; then nothing that we do is seen by it.
-    let debugger = std::os::unix::net::UnixStream::connect(lab.vm.folder().join("theirs")).unwrap();
-    let deadline = Instant::now() + PATIENCE;
-    while lab.state() == RunState::Running {
-        assert!(Instant::now() < deadline);
-    }
-    let paused = lab.read(0);
-    assert_eq!(paused.rip, shown(&lab.vm.human("info registers -a"), 0, "RIP"));
-    assert_eq!(lab.step(0, 1).unwrap_err().kind(), ErrorKind::Busy);
-    lab.vm.human("cont");
-    assert_eq!(lab.driver.registers().unwrap().read(VcpuId(0)).unwrap_err().kind(), ErrorKind::Busy);
-    assert_eq!(lab.state(), RunState::Running);
-    assert!(lab.vm.human("info chardev").contains("theirs"));
-    drop(debugger);
-    // One that is opened after the mount is found at the first use.
-    let Some(mut late) = boot(1, &[]) else { return };
-    late.vm.human("gdbserver unix:late,server=on,wait=off");
-    let error = late.driver.registers().unwrap().read(VcpuId(0)).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
-    assert!(error.to_string().contains("gdbserver none"), "{error}");
-    assert_eq!(late.state(), RunState::Running);
-    late.vm.human("gdbserver none");
-    late.read(0);
-}
-
-#[test]
-fn a_gdbstub_that_a_killed_vmtree_left_is_closed_and_a_living_ones_is_not() {
-    let Some(mut lab) = boot(1, &[]) else { return };
-    let folder = tempfile::Builder::new().prefix("vmtree-gdb-").tempdir_in("/tmp").unwrap();
-    let line = format!("gdbserver unix:{}/s,server=on,wait=off", folder.path().display());
-    let lock = File::open(folder.path()).unwrap();
-    lock.lock().unwrap();
-    lab.vm.human(&line);
-    let read = |lab: &Lab| lab.driver.registers().unwrap().read(VcpuId(0));
-    assert_eq!(read(&lab).unwrap_err().kind(), ErrorKind::Busy);
-    assert_eq!(lab.state(), RunState::Running);
-    drop(lock);
-    read(&lab).unwrap();
-    assert!(!folder.path().exists(), "its folder goes too");
-    assert_eq!(lab.state(), RunState::Running);
-    assert!(lab.beats(0));
-}
-
-#[test]
-fn many_readers_share_snapshots_beside_a_manager_who_pauses_and_resumes() {
-    let Some(mut lab) = boot(2, &[]) else { return };
-    let done = AtomicBool::new(false);
-    let driver = &*lab.driver;
-    let (reads, failures) = thread::scope(|scope| {
-        let readers: Vec<_> = (0..4)
-            .map(|reader| {
-                let done = &done;
-                scope.spawn(move || {
-                    let (mut reads, mut failures) = (0_u32, 0_u32);
-                    while !done.load(Ordering::Relaxed) {
-                        match driver.registers().unwrap().read(VcpuId(reader % 2)) {
-                            Ok(_) => reads += 1,
-                            Err(error) => {
-                                println!("{error}");
-                                failures += 1;
-                            }
-                        }
-                    }
-                    (reads, failures)
-                })
-            })
-            .collect();
-        let mut lost = 0;
-        let mut wrong = None;
-        for round in 0..300_u32 {
-            let resumes = round % 2 == 1;
-            let (word, expected) =
-                if resumes { ("cont", "VM status: running") } else { ("stop", "VM status: paused") };
-            lab.vm.human(word);
-            sleep(Duration::from_millis(u64::from(round * 7919 % 5)));
-            if round % 10 >= 2 {
-                continue;
-            }
-            // A stop that comes while we hold the VM stopped is seen by nobody; the manager finds it running and says
-            // it again. A snapshot may be under way when it should run.
-            let deadline = Instant::now() + Duration::from_secs(5);
-            while lab.vm.human("info status").trim() != expected {
-                if Instant::now() > deadline {
-                    wrong = Some(format!("round {round}: not {expected}"));
-                    break;
-                }
-                if !resumes {
-                    lost += 1;
-                    lab.vm.human(word);
-                }
-            }
-        }
-        println!("{lost} stops said again");
-        done.store(true, Ordering::Relaxed);
-        let counts: Vec<_> = readers.into_iter().map(|reader| reader.join().unwrap()).collect();
-        assert_eq!(wrong, None);
-        (counts.iter().map(|count| count.0).sum::<u32>(), counts.iter().map(|count| count.1).sum::<u32>())
-    });
-    println!("{reads} reads, {failures} failures");
-    assert!(reads > 50);
-    assert!(failures * 10 < reads, "{failures} failures");
-    assert_eq!(lab.state(), RunState::Running, "as the manager left it");
-    assert!(lab.beats(0) && lab.beats(1));
 }
 
 #[test]
