@@ -91,11 +91,11 @@ qemus_rip() {
 
 rip_moves() {
     first=$(reg 0 rip)
-    await 30 rip_is_not "$first" && echo "$first, then $(reg 0 rip)"
+    await 30 rip_is_not "$first" && echo "$first, then $(cat "$dir/rip")"
 }
 
 rip_is_not() {
-    [ "$(reg 0 rip)" != "$1" ]
+    reg 0 rip > "$dir/rip" && [ "$(cat "$dir/rip")" != "$1" ]
 }
 
 state_is() {
@@ -175,20 +175,35 @@ registers_and_execution() {
     check resume-after-step resumed
 }
 
-# A line a check of the suite: ok NAME, absent NAME: WHY or FAILED NAME: WHY.
+# Checks of the suite that L1 can't pass, with the reason. Measured here: 250 ms for a register snapshot of a running guest,
+# 25 ms for a step.
+left_out() {
+    case $1 in
+    registers-one-instant) echo 'hundreds of snapshots: too slow here' ;;
+    registers-count-down) echo 'its loop of 300 ms is over before the second snapshot' ;;
+    step-counts | step-others-stand) echo 'hundreds of steps: too slow here' ;;
+    step-follows-code | step-heartbeat) echo 'a step of sti takes the next instruction too on this emulated CPU' ;;
+    *) false ;;
+    esac
+}
+
+# The suite, or the checks whose names begin with $1: one by one, so that one that hangs takes no other with it.
+# A check says ok NAME, absent NAME: WHY or FAILED NAME: WHY.
 conformance() {
-    begun=$(cut -d. -f1 /proc/uptime)
-    timeout "$1" vmtree-conformance "$mnt" > "$dir/suite" 2>&1
-    ended=$?
-    while read -r word name why; do
-        case $word in
-        ok) tell "suite-$name" ok '' ;;
-        absent | FAILED) tell "suite-${name%:}" "$word" "$(printf %s "$why" | tr '|' '/')" ;;
+    for name in $(vmtree-conformance --list | cut -d ' ' -f 1 | grep "^$1"); do
+        if why=$(left_out "$name"); then
+            tell "suite-$name" absent "$why"
+            continue
+        fi
+        begun=$(cut -d. -f1 /proc/uptime)
+        said=$(timeout 40 vmtree-conformance "$mnt" --only "$name" 2>&1 | tr '|' '/')
+        took="($(($(cut -d. -f1 /proc/uptime) - begun)) s)"
+        case $said in
+        "ok $name"*) tell "suite-$name" ok "$took" ;;
+        "absent $name"*) tell "suite-$name" absent "$(echo "$said" | sed -n '1s/^[^:]*: //p')" ;;
+        *) tell "suite-$name" FAILED "$(echo "$said" | head -n 1) $took" && echo resume > "$mnt/ctl" ;;
         esac
-    done < "$dir/suite"
-    took="($(($(cut -d. -f1 /proc/uptime) - begun)) s)"
-    if [ $ended = 0 ]; then word=ok; else word=FAILED; fi
-    tell suite $word "exit $ended: $(tail -n 1 "$dir/suite" | tr '|' '/') $took"
+    done
 }
 
 unmounted() {
@@ -204,11 +219,13 @@ no_vmtree() {
     ! pidof vmtree
 }
 
+# $1: the name, $2: how the names of the suite's checks begin, the rest: arguments of QEMU.
 # Without the PIT, because a CR8 write while an interrupt waits with interrupts off ends L1's QEMU (its TCG forgets a lock:
 # "tcg_handle_interrupt: assertion failed"). The guest writes CR8 when it starts, and SeaBIOS leaves the PIT ticking.
 elf_guest() {
     guest=$1-
-    shift
+    suite=$2
+    shift 2
     l2_start elf "$@" -smp 2 -machine pit=off -kernel /lab/guest.elf || { tell start FAILED "$(cat "$dir/stderr")"; return; }
     check mount mounted
     check accelerator accelerator_is_kvm
@@ -216,7 +233,8 @@ elf_guest() {
     check greeting greeting_is_answered
     check pmemsave mem_equals_pmemsave
     registers_and_execution
-    conformance 120
+    conformance "$suite"
+    check qemu-lives kill -0 "$l2"
     check umount unmounted
     check left nothing_is_left
     l2_quit
@@ -255,8 +273,8 @@ debian_guest() {
 guest=
 check host host
 # shellcheck disable=SC2086 # several words
-elf_guest elf-shared $SHARED
-elf_guest elf-private
+elf_guest elf-shared '' $SHARED
+elf_guest elf-private memory
 # shellcheck disable=SC2086 # several words
 debian_guest debian-shared $SHARED
 debian_guest debian-private

@@ -6,15 +6,15 @@
 #   tests/labs/kvm/lab.sh run         boot L1, do all checks of checks.sh; exit 0 if none failed
 #   tests/labs/kvm/lab.sh shell       boot L1 to a shell on this terminal; `poweroff -f` or Ctrl-A X ends it
 #
-# Each check is a line `T|NAME|ok or FAILED|DETAIL`; all that L1 said is in FOLDER/log.
+# Each check is a line `T|NAME|ok, absent or FAILED|DETAIL`; all that L1 said is in FOLDER/log.
 # Needs cargo, apt (packages are downloaded, not installed), dpkg-deb, qemu-system-x86_64 with SeaBIOS.
-# VMTREE_LAB names the folder to keep it in, VMTREE_LAB_SECONDS how long L1 may run (default 300).
+# VMTREE_LAB names the folder to keep it in, VMTREE_LAB_SECONDS how long L1 may run (default 400).
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
 top=$(cd "$here/../../.." && pwd)
 lab=${VMTREE_LAB:-$top/target/lab}/kvm
-seconds=${VMTREE_LAB_SECONDS:-300}
+seconds=${VMTREE_LAB_SECONDS:-400}
 qemu=$(command -v qemu-system-x86_64) || { echo 'qemu-system-x86_64 is not installed' >&2; exit 1; }
 mkdir -p "$lab"
 lab=$(cd "$lab" && pwd)
@@ -121,7 +121,7 @@ run() {
     (l1 "file:$log" '' </dev/null 2> "$work/stderr") &
     l1=$!
     # QEMU ends with this script, whatever ends it; timeout ends it in any case.
-    trap 'kill "$l1" 2>/dev/null; rm -rf "$work"' EXIT
+    trap 'kill "$l1" 2>/dev/null || true; rm -rf "$work"' EXIT
     wait "$l1" || echo "L1 was ended after $seconds s, or by an error" >&2
     tr -d '\r' < "$log" > "$work/log"
     grep '^T|' "$work/log" || true
