@@ -20,6 +20,8 @@ start)
     { cat /etc/group; echo 'libvirt-qemu:x:0:'; } >"$folder/group"
     mkdir -p /run/libvirt /etc/libvirt /var/lib/libvirt /var/cache/libvirt /var/log/libvirt
     # In a mount namespace of its own, so that nothing of the system's libvirt is touched.
+    # The inner shell is meant to expand it.
+    # shellcheck disable=SC2016
     unshare -m sh -ec '
         cd "$1"
         mount --bind run /run/libvirt
