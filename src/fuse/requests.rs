@@ -10,7 +10,7 @@ use super::attr::file_attr;
 use super::handles::Handles;
 use super::inodes::Inodes;
 use super::parked::{Parked, Reply};
-use super::passthrough::Passthrough;
+use super::passthrough::{self, Passthrough};
 use crate::error::{FsError, FsResult};
 use crate::jobs::Jobs;
 use crate::tree::{Caller, Ctx, Place, Shape, Tree};
@@ -170,7 +170,7 @@ impl Core {
         let result = match self.tree.shape(access.place) {
             Shape::Bytes(_) | Shape::Block if self.tree.options().ro => Err(FsError::read_only()),
             Shape::Bytes(bytes) => bytes.write(&ctx, access.offset, data),
-            Shape::Block => write_block(&self.tree, access, data),
+            Shape::Block => passthrough::write_at(&self.tree, access.place, access.offset, data),
             // The offset of a write to generated content means nothing: it is a command.
             Shape::Dir | Shape::Content { .. } => self.tree.store(&ctx, data).map(|()| data.len()),
         };
@@ -193,11 +193,7 @@ pub fn caller(request: &Request) -> Caller {
 /// Reads a block where the kernel can't pass it through.
 fn read_block(tree: &Tree, access: Access, size: usize, take: &mut dyn FnMut(&[u8])) -> FsResult<()> {
     let mut buf = vec![0; size];
-    let got = super::passthrough::read_at(tree, access.place, access.offset, &mut buf)?;
+    let got = passthrough::read_at(tree, access.place, access.offset, &mut buf)?;
     take(buf.get(..got).unwrap_or_default());
     Ok(())
-}
-
-fn write_block(tree: &Tree, access: Access, data: &[u8]) -> FsResult<usize> {
-    super::passthrough::write_at(tree, access.place, access.offset, data)
 }

@@ -4,7 +4,6 @@
 //! backends, or from the memory of the QEMU process where there are none.
 
 mod backing;
-#[allow(dead_code, reason = "while_stopped is for registers and steps")]
 mod control;
 mod doctor;
 mod driver;

@@ -178,15 +178,7 @@ fn the_death_of_qemu_is_noticed_at_once_whatever_backs_its_memory() {
     if !lab::have_qemu() {
         return;
     }
-    let shared = [
-        "-m",
-        "64M",
-        "-object",
-        "memory-backend-memfd,id=m,size=64M,share=on",
-        "-machine",
-        "pc,memory-backend=m",
-    ];
-    for args in [&shared[..], &["-m", "64M"]] {
+    for args in [lab::SHARED, &["-m", "64M"]] {
         let mut vm = Vm::start(args);
         let (sender, told) = mpsc::channel();
         let host = Arc::new(Tell(Mutex::new(sender)));

@@ -22,15 +22,7 @@ fn a_hundred_opens_and_failed_opens_leave_nothing_behind() {
     if !lab::have_qemu() {
         return;
     }
-    let args = [
-        "-m",
-        "64M",
-        "-object",
-        "memory-backend-memfd,id=m,size=64M,share=on",
-        "-machine",
-        "pc,memory-backend=m",
-    ];
-    let vm = Vm::start(&args);
+    let vm = Vm::start(lab::SHARED);
     let open = |target: &str| vmtree_qemu::open(Source::new("qemu", target, Vec::new()), Arc::new(NoHost));
     let before = held();
     for _ in 0..100 {

@@ -14,6 +14,16 @@ use std::{env, fs};
 
 pub const QEMU: &str = "qemu-system-x86_64";
 
+/// 64 MiB of RAM in a memfd that others can map.
+pub const SHARED: &[&str] = &[
+    "-m",
+    "64M",
+    "-object",
+    "memory-backend-memfd,id=m,size=64M,share=on",
+    "-machine",
+    "pc,memory-backend=m",
+];
+
 /// Whether QEMU can be started; prints a line if not.
 pub fn have_qemu() -> bool {
     let found = Command::new(QEMU)
