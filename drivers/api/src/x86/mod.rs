@@ -1,5 +1,6 @@
 //! The x86-64 register set and its paging (Intel SDM volume 3A; AMD APM volume 2).
 
+pub mod bits;
 mod paging;
 mod registers;
 

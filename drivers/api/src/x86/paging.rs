@@ -1,14 +1,8 @@
 //! The page walk, without effects: for whoever looks at a guest, and for the built-in machine, which sets A and D
 //! by the trail that a walk leaves (Intel SDM volume 3A, chapter 4).
 
+use super::bits::{CR0_PG, CR4_LA57, CR4_PAE, CR4_PSE, EFER_LMA, EFER_NXE};
 use crate::{Access, Gpa, Gva};
-
-const CR0_PG: u64 = 1 << 31;
-const CR4_PSE: u64 = 1 << 4;
-const CR4_PAE: u64 = 1 << 5;
-const CR4_LA57: u64 = 1 << 12;
-const EFER_LMA: u64 = 1 << 10;
-const EFER_NXE: u64 = 1 << 11;
 
 const PRESENT: u64 = 1;
 const WRITABLE: u64 = 1 << 1;

@@ -1,28 +1,13 @@
 //! Values that the processor would refuse. QEMU's gdbstub takes any, and KVM then stops the VM for good.
 
+use vmtree_api::x86::bits::*;
 use vmtree_api::x86::{Reg, Registers};
 
 /// Why a value is refused.
 type Refused = &'static str;
 
-const CR0_PE: u64 = 1;
-const CR0_NW: u64 = 1 << 29;
-const CR0_CD: u64 = 1 << 30;
-const CR0_PG: u64 = 1 << 31;
-/// PE MP EM TS ET NE, WP, AM, NW CD PG (Intel SDM volume 3A, 2.5).
-const CR0_KNOWN: u64 = 0xe005_003f;
-const CR4_PAE: u64 = 1 << 5;
-const CR4_LA57: u64 = 1 << 12;
-const CR4_PCIDE: u64 = 1 << 17;
 /// VME PVI TSD DE PSE PAE MCE PGE PCE OSFXSR OSXMMEXCPT: what every x86-64 processor has.
 const CR4_COMMON: u64 = 0x7ff;
-const EFER_SCE: u64 = 1;
-const EFER_LMA: u64 = 1 << 10;
-const EFER_NXE: u64 = 1 << 11;
-const RFLAGS_FIXED: u64 = 1 << 1;
-const RFLAGS_VM: u64 = 1 << 17;
-/// All flags that there are (Intel SDM volume 1, figure 3-8).
-const RFLAGS_KNOWN: u64 = 0x3f_7fd7;
 
 /// Checks the registers that change from `before` to `after`. Returns the first that the processor would refuse.
 ///
