@@ -54,11 +54,11 @@ fn event_lines(text: &mut String, driver: &dyn Driver, kind: EventKind) {
         let missing = Missing::new("this driver does not have this kind of event");
         return line(text, &format!("event {kind}"), Err(missing));
     };
-    line(text, &format!("event {kind} to"), offer.to.clone());
-    line(text, &format!("event {kind} from"), offer.from.clone());
-    for action in &offer.actions {
-        let action = format!("{action:?}").to_lowercase();
-        line(text, &format!("event {kind} {action}"), Ok(()));
+    for (way, has) in &offer.ways {
+        line(text, format!("event {kind} {}", way.name()).trim_end(), has.clone());
+    }
+    for (action, has) in &offer.actions {
+        line(text, &format!("event {kind} {}", action.name()), has.clone());
     }
 }
 

@@ -2,17 +2,19 @@
 
 use std::ops::Range;
 
-use crate::{Access, Gfn, Result, VcpuId, ViewId};
+use crate::{Access, Gfn, Gpa, Result, VcpuId, ViewId};
 
-/// A SLAT permission over a range of frames. A violation raises `slat`; with `deny` it is a wall as well.
+/// A SLAT permission over a range of frames, part of [`crate::events::Wanted`]. It is a trap: a violation raises slat.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Rule {
+    /// The view it is of.
+    pub view: ViewId,
     /// The frames, end excluded.
     pub frames: Range<Gfn>,
     /// What the guest may do without a violation.
     pub access: Access,
-    /// Writes are dropped, reads and fetches get #PF.
-    pub deny: bool,
+    /// Whether a violation waits for a verdict. Else the access is completed at once, and the event only tells of it.
+    pub hold: bool,
 }
 
 /// What a view shows at a frame.
@@ -26,33 +28,27 @@ pub enum Remap {
     Copy,
 }
 
-/// SLAT views. Calls are posted. What a call sets is undone by setting it back; a driver that is dropped undoes all.
+/// SLAT views. Calls are posted, but for [`Views::current`]. What a call sets is undone by setting it back; a driver
+/// that is dropped undoes all.
 pub trait Views: Send + Sync {
-    /// How many views there can be, the default view included; `None` where only memory limits it.
-    fn limit(&self) -> Option<u32>;
-
     /// Makes a view that shows what the default view shows, with all rights.
     ///
     /// # Errors
     /// [`crate::ErrorKind::NoSpace`] at the limit.
     fn create(&self) -> Result<ViewId>;
 
-    /// Removes a view with its rules, remaps and private copies.
+    /// Removes a view with its rules, remaps and private copies. Its number may be used again.
     ///
     /// # Errors
-    /// [`crate::ErrorKind::Busy`] while a vCPU runs on it.
+    /// [`crate::ErrorKind::Busy`] while a vCPU runs on it, [`crate::ErrorKind::Invalid`] for the default view,
+    /// [`crate::ErrorKind::NotFound`] for a view that is not there.
     fn destroy(&self, view: ViewId) -> Result<()>;
 
-    /// Replaces all rules of a view; none is the undo. Rules don't overlap.
+    /// Changes what a view shows at a frame. [`Remap::Copy`] of a frame that is a private copy already changes nothing.
     ///
     /// # Errors
-    /// [`crate::ErrorKind::Invalid`] for rights that the hardware lacks; nothing is changed then.
-    fn set_rules(&self, view: ViewId, rules: &[Rule]) -> Result<()>;
-
-    /// Changes what a view shows at a frame.
-    ///
-    /// # Errors
-    /// [`crate::ErrorKind::NotFound`] for a frame outside RAM.
+    /// [`crate::ErrorKind::NotFound`] for a view that is not there or a frame outside RAM, [`crate::ErrorKind::Invalid`]
+    /// for the default view, [`crate::ErrorKind::NoSpace`] where no more copies can be had.
     fn remap(&self, view: ViewId, gfn: Gfn, to: Remap) -> Result<()>;
 
     /// Puts one vCPU, or all, on a view.
@@ -66,4 +62,16 @@ pub trait Views: Send + Sync {
     /// # Errors
     /// [`crate::ErrorKind::NotFound`] for a vCPU that is not there.
     fn current(&self, vcpu: VcpuId) -> Result<ViewId>;
+
+    /// Reads physical memory as a view shows it; the contract of [`crate::Memory::read`], within one frame.
+    ///
+    /// # Errors
+    /// As there, and [`crate::ErrorKind::NotFound`] for a view that is not there.
+    fn read(&self, view: ViewId, gpa: Gpa, buf: &mut [u8]) -> Result<usize>;
+
+    /// Writes physical memory as a view shows it; the contract of [`crate::Memory::write`], within one frame.
+    ///
+    /// # Errors
+    /// As [`Views::read`].
+    fn write(&self, view: ViewId, gpa: Gpa, data: &[u8]) -> Result<usize>;
 }

@@ -153,8 +153,23 @@ fn write_through(vm: &Vm, file: &File, offset: u64) -> Checked {
 }
 
 /// Four readers of one counter that the guest drives through the borders of its bytes: a torn value is too large
-/// once, and the next one goes back.
+/// once, and the next one goes back. On a busy host a reader may see too little of it, and looks again.
 fn concurrent(vm: &Vm) -> Checked {
+    let begun = Instant::now();
+    loop {
+        let fewest = watched(vm)?;
+        if fewest > 2 {
+            return Ok(());
+        }
+        ensure!(
+            begun.elapsed() < vm.patience,
+            "a reader saw only {fewest} values of a counter that the guest drove up"
+        );
+    }
+}
+
+/// Has the guest drive its counter up under four readers, and returns how many values that one saw who saw the fewest.
+fn watched(vm: &Vm) -> Result<u64, String> {
     let _quiet = vm.quiet()?;
     let before = vm.counter(0, Counter::Cr8Writes)?;
     let n = vm.rounds(Duration::from_millis(150))?.min(1 << 32);
@@ -179,12 +194,9 @@ fn concurrent(vm: &Vm) -> Checked {
     });
     vm.finish(0, Op::WriteCr8, seq)?;
     let last = vm.counter(0, Counter::Cr8Writes)?;
-    same!(last - before, n, "CR8 writes that the guest counted");
-    for reader in found {
-        let seen = reader?;
-        ensure!(seen > 2, "a reader saw only {seen} values of a counter that went up by {n}");
-    }
-    Ok(())
+    same!(last.wrapping_sub(before), n, "CR8 writes that the guest counted");
+    let seen: Vec<u64> = found.into_iter().collect::<Result<_, _>>()?;
+    Ok(seen.into_iter().min().unwrap_or(0))
 }
 
 /// Reads the counter until told to stop, alone or within all counters, and returns how many values it saw.

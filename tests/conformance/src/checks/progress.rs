@@ -52,7 +52,7 @@ fn keeps_counts(vm: &Vm) -> Checked {
 fn rate(vm: &Vm, vcpu: u64, run: impl FnOnce() -> Result<Duration, String>) -> Result<f64, String> {
     let before = vm.counter(vcpu, Counter::Ticks)?;
     let ran = run()?;
-    Ok((vm.counter(vcpu, Counter::Ticks)? - before) as f64 / ran.as_secs_f64())
+    Ok(vm.counter(vcpu, Counter::Ticks)?.wrapping_sub(before) as f64 / ran.as_secs_f64())
 }
 
 fn keeps_ticks(vm: &Vm) -> Checked {
