@@ -6,6 +6,7 @@ pub mod cli;
 pub mod daemon;
 pub mod drivers;
 pub mod error;
+pub mod events;
 pub mod fuse;
 pub mod guardian;
 pub mod jobs;

@@ -171,7 +171,7 @@ pub enum DescriptorTable {
 }
 
 /// What happened, beside what every event tells.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[allow(missing_docs, reason = "the fields bear the contract's names")]
 pub enum Detail {
     /// cr0, cr3, cr4, cr8, xcr0.
@@ -220,7 +220,7 @@ pub enum Detail {
 }
 
 /// An event, taken at the instruction that caused it.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Event {
     /// The vCPU it happened on.
     pub vcpu: VcpuId,

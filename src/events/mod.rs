@@ -1,0 +1,4 @@
+//! Hardware events on their way from a driver to open files: records, filters, and who gets what.
+
+pub mod filter;
+pub mod record;
