@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use vmtree_api::events::{EventKind, Verdict};
-use vmtree_api::{Error, ErrorKind, ViewId};
+use vmtree_api::{Error, ErrorKind};
 
 use super::control::{Controller, Waiting};
 use super::filter::{Filter, Format};
@@ -193,12 +193,17 @@ impl EventFile {
         left || self.look(&mut reader, 1, wait.map(Wait::Poll)) != More::NotYet
     }
 
+    /// Whether no further event will come: the mount ends, or the VM is gone. What is left can still be read.
+    #[must_use]
+    pub fn ended(&self) -> bool {
+        self.closed.load(Ordering::SeqCst) || self.hub.alive().is_err()
+    }
+
     /// Answers held events: a line `SEQ ACTION...` each, checked whole before the first is carried out. Prompt.
     ///
     /// # Errors
     /// As [`EventFile::answer`], and [`ErrorKind::Invalid`] for bad text.
-    pub fn write(&self, data: &[u8], view: &dyn Fn(&str) -> Option<ViewId>) -> FsResult<()> {
-        let _ = view;
+    pub fn write(&self, data: &[u8]) -> FsResult<()> {
         let text = String::from_utf8_lossy(data);
         let bad = || Error::new(ErrorKind::Invalid, "answer", format!("no answer: {text}"));
         let mut answers = Vec::new();

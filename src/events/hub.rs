@@ -18,10 +18,19 @@ use super::rules::{AccessChange, AccessLine, Rules, asked_lines};
 use super::stats::Stats;
 use super::stream::Stream;
 use super::wake::{Waker, wake};
-use crate::error::FsResult;
+use crate::error::{Errno, FsResult};
 
 /// CLOCK_MONOTONIC in ns. The standard library does not tell its value.
 pub type Clock = fn() -> u64;
+
+/// How views are called, in records and in answers.
+pub trait ViewNames: Send + Sync {
+    /// The view of this name.
+    fn find(&self, name: &str) -> Option<ViewId>;
+
+    /// The name of a view; `None` for one that is gone.
+    fn name(&self, view: ViewId) -> Option<String>;
+}
 
 /// How long opening a file to control waits for the release of one that it overlaps: close(2) returns before it.
 const RELEASE: Duration = Duration::from_millis(100);
@@ -52,6 +61,7 @@ pub struct Hub {
     driver: Arc<dyn Driver>,
     reply_timeout: Duration,
     clock: Clock,
+    pub(super) names: Arc<dyn ViewNames>,
     pump: Pump,
     arming: Mutex<Arming>,
     shown: RwLock<Shown>,
@@ -67,11 +77,17 @@ pub struct Hub {
 impl Hub {
     /// A hub that lets a held vCPU go after `reply_timeout`. It has no thread until something is armed.
     #[must_use]
-    pub fn new(driver: Arc<dyn Driver>, reply_timeout: Duration, clock: Clock) -> Arc<Self> {
+    pub fn new(
+        driver: Arc<dyn Driver>,
+        reply_timeout: Duration,
+        clock: Clock,
+        names: Arc<dyn ViewNames>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             driver,
             reply_timeout,
             clock,
+            names,
             pump: Pump::default(),
             arming: Mutex::default(),
             shown: RwLock::default(),
@@ -218,7 +234,9 @@ impl Hub {
             self.pump.stop();
             return;
         }
-        if let Err(error) = self.rearm(&mut self.arming.lock()) {
+        if let Err(error) = self.rearm(&mut self.arming.lock())
+            && error.errno() != Errno::ENODEV
+        {
             log::warn!("events could not be disarmed: {error}");
         }
         self.pump.wait();

@@ -22,7 +22,7 @@ mod table;
 mod wake;
 
 pub use file::{EventFile, Taken};
-pub use hub::{Clock, Hub, Mode};
+pub use hub::{Clock, Hub, Mode, ViewNames};
 pub use rules::{AccessChange, AccessLine};
 pub use table::allowed;
 pub use wake::{Wake, Waker};
