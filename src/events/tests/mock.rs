@@ -10,8 +10,8 @@ use vmtree_api::events::{
 };
 use vmtree_api::views::{Remap, Views};
 use vmtree_api::{
-    Access, Arch, Block, Driver, Error, ErrorKind, Execution, Facts, Gfn, Gpa, Memory, MemoryMap, Missing, Registers,
-    Result, VcpuId, ViewId,
+    Access, Arch, Block, Driver, Error, ErrorKind, Execution, Facts, Gfn, Gpa, Memory, MemoryMap, Missing,
+    Registers, Result, VcpuId, ViewId,
 };
 
 /// A machine without memory or registers that offers every event.
@@ -45,7 +45,8 @@ impl Mock {
     }
 
     pub fn offering(offers: Vec<EventOffer>) -> Arc<Self> {
-        let facts = Facts { driver: "mock", name: None, arch: Arch::X86_64, vcpus: Some(4), extra: Vec::new() };
+        let facts =
+            Facts { driver: "mock", name: None, arch: Arch::X86_64, vcpus: Some(4), extra: Vec::new() };
         Arc::new(Self { facts, offers, state: Arc::default(), more: Condvar::new() })
     }
 
