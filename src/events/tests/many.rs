@@ -52,7 +52,7 @@ fn readers_that_gave_up_are_forgotten() {
     impl super::super::Wake for Dead {
         fn wake(self: Box<Self>) {}
         fn wanted(&self) -> bool {
-            false
+            Arc::strong_count(&self.0) == 0
         }
     }
     let mount = mount();

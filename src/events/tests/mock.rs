@@ -132,8 +132,9 @@ impl EventSource for Mock {
             if state.gone {
                 return Err(Error::new(ErrorKind::Gone, "next", "the VM is gone"));
             }
+            let late = self.more.wait_until(&mut state, late).timed_out();
             let unwatched = state.watched.last().is_none_or(|wanted| *wanted == Wanted::default());
-            if self.more.wait_until(&mut state, late).timed_out() || (unwatched && state.events.is_empty()) {
+            if late || (unwatched && state.events.is_empty() && !state.gone) {
                 return Ok(None);
             }
         }
