@@ -5,8 +5,10 @@ use iced_x86::{Instruction, OpKind, Register};
 use super::bits::RFLAGS_IOPL;
 use super::exec::operand::fault;
 use super::fetch::Decoded;
+use super::grants::Trap;
 use super::linear::Linear;
 use super::mmu::{Mode, Tlb};
+use super::xsave::X87;
 use super::{Cpu, Exception};
 use crate::phys::World;
 
@@ -47,6 +49,8 @@ pub struct Vcpu {
     pub shadow: Shadow,
     /// An NMI is being handled: the next one waits for IRET.
     pub nmi_blocked: bool,
+    /// The state of the x87 FPU, which nothing here computes with.
+    pub x87: X87,
     /// IA32_MISC_ENABLE.
     pub misc_enable: u64,
     /// What its TSC is ahead of virtual time.
@@ -55,6 +59,8 @@ pub struct Vcpu {
     pub tlb: Tlb,
     /// Its decoded instructions.
     pub decoded: Decoded,
+    /// What it is intercepted by.
+    pub trap: Trap,
 }
 
 impl Vcpu {
@@ -68,6 +74,14 @@ impl Vcpu {
             regs.apic_base = super::msr::apic_base(self.id, apic.present());
         }
         regs
+    }
+
+    /// Moves it to another view.
+    pub fn switch(&mut self, view: u32) {
+        if self.trap.view != view {
+            self.trap.view = view;
+            self.tlb.flush();
+        }
     }
 
     /// The TSC: 1 a nanosecond of virtual time.
@@ -94,8 +108,8 @@ pub const GP0: Exception = Exception::protection(0);
 impl Core<'_> {
     /// The state and, beside it, the memory side.
     pub fn split(&mut self) -> (&mut Cpu, Linear<'_>, &mut Decoded) {
-        let Vcpu { id, cpu, tlb, decoded, .. } = &mut *self.vcpu;
-        (cpu, Linear { vcpu: *id, tlb, world: self.world }, decoded)
+        let Vcpu { id, cpu, tlb, decoded, trap, .. } = &mut *self.vcpu;
+        (cpu, Linear { vcpu: *id, tlb, trap, world: self.world }, decoded)
     }
 
     /// Reads as the code that runs.
@@ -120,6 +134,12 @@ impl Core<'_> {
     pub fn write_as(&mut self, mode: Mode, address: u64, data: &[u8]) -> Outcome {
         let (cpu, mut linear, _) = self.split();
         linear.write_as(cpu, mode, address, data)
+    }
+
+    /// Writes several parts: all of them, or nothing.
+    pub fn write_parts(&mut self, parts: &[(u64, &[u8])]) -> Outcome {
+        let (cpu, mut linear, _) = self.split();
+        linear.write_parts(cpu, Mode::of(cpu), parts)
     }
 
     /// Reads 8 bytes on behalf of the CPU itself.

@@ -3,6 +3,7 @@
 mod canonical;
 mod checks;
 mod events;
+mod held;
 mod multi;
 mod paging;
 mod privilege;
@@ -139,6 +140,7 @@ impl Bench {
             match self.state.step(0) {
                 Stepped::Ran | Stepped::Yielded => {}
                 Stepped::Idle => return step,
+                Stepped::Held => panic!("held at {:#x}", self.regs().rip),
                 Stepped::Dead => panic!("triple fault at {:#x}", self.regs().rip),
             }
         }
