@@ -2,12 +2,15 @@
 
 mod adapter;
 mod attr;
+mod changes;
 mod fresh;
 mod handles;
 mod inodes;
+mod opens;
 mod parked;
 mod passthrough;
 mod requests;
+mod stream;
 
 use std::io;
 use std::path::Path;
@@ -24,9 +27,10 @@ use requests::Core;
 pub struct Waiting(Arc<Core>);
 
 impl Waiting {
-    /// Answers everybody who waits now, and from now on at once.
-    pub fn release(&self) {
-        self.0.parked.end();
+    /// Answers everybody who waits now, and from now on at once; `gone` where the VM is. Readers of events find the end
+    /// of the file, or, without a VM, ENODEV.
+    pub fn release(&self, gone: bool) {
+        self.0.parked.end(gone);
     }
 }
 
