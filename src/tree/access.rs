@@ -7,7 +7,7 @@ use crate::text::{access, text_of};
 /// What differs from all rights.
 pub fn show(ctx: &Ctx<'_>) -> FsResult<Vec<u8>> {
     let view = ctx.tree.views.at(ctx.place)?;
-    Ok(access::show(&ctx.tree.hub.access(view.id)).into_bytes())
+    Ok(access::print(&ctx.tree.hub.access(view.id)).into_bytes())
 }
 
 /// Changes it, all that is written or nothing.

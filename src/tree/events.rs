@@ -9,7 +9,7 @@ use super::{Ctx, Tree};
 use crate::error::{FsError, FsResult};
 use crate::events::filter::{Filter, Format};
 use crate::events::{EventFile, Mode};
-use crate::text;
+use crate::text::event_name;
 
 /// The item of the file `all`, past those of the kinds.
 const ALL: u32 = EventKind::ALL.len() as u32;
@@ -37,7 +37,7 @@ impl Tree {
         }
         let no_entry = |why: String| FsError::NoEntry(why);
         let Some((filter, format)) =
-            text::events::parse_name(name).map_err(|error| no_entry(error.to_string()))?
+            event_name::parse(name, self.driver.facts().vcpus.unwrap_or(0)).map_err(|error| no_entry(error.to_string()))?
         else {
             return Ok(None);
         };
@@ -73,7 +73,7 @@ impl Tree {
     pub(super) fn event_name(&self, place: Place) -> String {
         match place::leaf(place.row) {
             Leaf::EventParams => match self.filter_of(place) {
-                Some((filter, format)) => text::events::show_name(&filter, format),
+                Some((filter, format)) => event_name::print(&filter, format),
                 None => String::new(),
             },
             _ => kind_of(place.item).map_or("all", EventKind::name).to_owned(),

@@ -128,7 +128,7 @@ impl Tree {
     /// # Errors
     /// The name is bad or taken, or the hardware has no more.
     pub fn make_view(&self, ctx: &Ctx<'_>, name: &str) -> FsResult<Place> {
-        text::view::check_name(name)?;
+        text::view_name::check(name)?;
         let _changing = self.views.change();
         if self.views.named(name).is_some() {
             return Err(FsError::Exists(format!("there is a view of the name {name} already")));
