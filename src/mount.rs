@@ -56,7 +56,7 @@ pub fn serve(request: &Request, ready: impl FnOnce(&Path) -> std::result::Result
             return Err(error);
         }
     };
-    let tree = Tree::new(driver, request.source.clone(), options);
+    let tree = Tree::new(driver, request.source.clone(), options, fuse::monotonic);
     // Nothing of ours keeps the caller's directory busy.
     if let Err(error) = std::env::set_current_dir("/") {
         log::warn!("chdir /: {error}");

@@ -259,9 +259,23 @@ impl EventFile {
         }
     }
 
+    /// Whether the hub has ended: once all is read, a read finds the end of file.
+    #[must_use]
+    pub fn ended(&self) -> bool {
+        self.hub.alive().is_err()
+    }
+
     /// Closes it: what it holds is let go at once, then what only it armed is disarmed. Its reads end. Posted: it may wait
     /// for the driver.
     pub fn close(&self) {
+        self.let_go();
+        if self.armed.swap(false, Ordering::SeqCst) {
+            self.hub.disarm(&self.filter, self.mode());
+        }
+    }
+
+    /// The first half of [`EventFile::close`], which is prompt: what it holds is let go, and its reads end.
+    pub fn let_go(&self) {
         if self.closed.swap(true, Ordering::SeqCst) {
             return;
         }
@@ -281,9 +295,6 @@ impl EventFile {
             }
         }
         wake(wakers);
-        if self.armed.swap(false, Ordering::SeqCst) {
-            self.hub.disarm(&self.filter, self.mode());
-        }
     }
 }
 

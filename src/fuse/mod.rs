@@ -34,6 +34,13 @@ impl Waiting {
     }
 }
 
+/// CLOCK_MONOTONIC in ns, for the time of events.
+#[must_use]
+pub fn monotonic() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    (now.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(now.tv_nsec as u64)
+}
+
 /// Mounts `tree` and serves it by background threads; returns once the mount answers. Files belong to `owner` (uid,
 /// gid) unless the mount's options say otherwise. `ended` is called once the kernel has ended the session: somebody
 /// unmounted. Nothing here ever unmounts: that is the guardian's work.

@@ -85,10 +85,11 @@ impl Core {
         });
     }
 
-    /// Closes a file. What an event file armed is ended by a worker.
+    /// Closes a file. What an event file holds is let go here, and what it armed is ended by a worker.
     pub fn close(&self, ino: u64, handle: u64) {
         let file = self.handles.close(handle);
         if let Some(stream) = file.and_then(|file| file.stream().cloned()) {
+            stream.let_go();
             self.jobs.post(move || stream.close());
         }
         if let Some(passthrough) = self.passthrough.get() {

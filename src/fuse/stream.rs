@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use super::parked::{Parked, Reply, Ticket};
 use crate::error::FsResult;
 use crate::events::{EventFile, Taken};
-use crate::tree::{Caller, Place};
+use crate::tree::{Caller, Place, Tree};
 
 /// An open event file.
 pub struct Stream {
@@ -64,9 +64,9 @@ impl Stream {
         self.pump();
     }
 
-    /// Takes an answer to a held event.
-    pub fn write(&self, data: &[u8]) -> FsResult<()> {
-        self.file.write(data)
+    /// Takes answers to held events.
+    pub fn write(&self, tree: &Tree, data: &[u8]) -> FsResult<()> {
+        self.file.write(data, &|name| tree.view_id(name))
     }
 
     /// What of `events` is there now; with a notifier, that is called once more is.
@@ -93,6 +93,11 @@ impl Stream {
             there |= PollEvents::POLLHUP;
         }
         there
+    }
+
+    /// Lets go of what the file holds.
+    pub fn let_go(&self) {
+        self.file.let_go();
     }
 
     /// Lets go of what the file holds, and ends what it armed. May wait for a hypervisor.

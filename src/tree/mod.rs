@@ -25,7 +25,7 @@ use parking_lot::Mutex;
 use vmtree_api::{Block, Cancel, Driver, Pace, Pause, RegId, VcpuId};
 
 use crate::error::{FsError, FsResult};
-use crate::events::Hub;
+use crate::events::{Clock, Hub};
 use crate::memory::{GuestMemory, PageCache};
 use crate::text::options::Options;
 
@@ -113,12 +113,12 @@ pub struct Attr {
 }
 
 impl Tree {
-    /// The tree of an open VM; `source` is what the user mounted.
+    /// The tree of an open VM; `source` is what the user mounted, and `clock` tells the time of events.
     #[must_use]
-    pub fn new(driver: Arc<dyn Driver>, source: String, options: Options) -> Arc<Self> {
+    pub fn new(driver: Arc<dyn Driver>, source: String, options: Options, clock: Clock) -> Arc<Self> {
         let cache = PageCache::new(options.cache_bytes, Duration::from_millis(options.cache_ms));
         let memory = GuestMemory::new(driver.clone(), cache, options.holes);
-        let hub = Hub::new(driver.clone(), options.reply_timeout);
+        let hub = Hub::new(driver.clone(), options.reply_timeout, clock);
         Arc::new(Self {
             driver,
             hub,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard};
-use vmtree_api::views::{Remap, Views};
+use vmtree_api::views::Remap;
 use vmtree_api::{Error, ErrorKind, Gfn, VcpuId, ViewId};
 
 use super::{Ctx, Place, Tree};
@@ -133,13 +133,8 @@ impl Tree {
         if self.views.named(name).is_some() {
             return Err(FsError::Exists(format!("there is a view of the name {name} already")));
         }
-        let views = self.driver.views()?;
-        let id = views.create()?;
-        let made = self.views.add(id, name).and_then(|item| {
-            self.hub_view_made(id).inspect_err(|_| self.views.remove(item))?;
-            Ok(item)
-        });
-        let item = made.inspect_err(|_| destroy(views, id, name))?;
+        let id = self.hub.make_view()?;
+        let item = self.views.add(id, name).inspect_err(|_| self.drop_view(id, name))?;
         let row = super::place::children(ctx.place.row).next().unwrap_or_default();
         Ok(Place { row, item, ..ctx.place })
     }
@@ -157,9 +152,8 @@ impl Tree {
             let why = "views/0 is the default view, which is always there";
             return Err(Error::new(ErrorKind::Busy, "remove view", why).into());
         }
-        self.driver.views()?.destroy(view.id)?;
+        self.hub.remove_view(view.id)?;
         self.views.remove(view.item);
-        self.hub.view_gone(view.id);
         Ok(())
     }
 
@@ -175,15 +169,21 @@ impl Tree {
             log::warn!("back to the default view: {error}");
         }
         for view in made {
-            destroy(views, view.id, &view.name);
+            self.drop_view(view.id, &view.name);
             self.views.remove(view.item);
         }
     }
-}
 
-fn destroy(views: &dyn Views, id: ViewId, name: &str) {
-    if let Err(error) = views.destroy(id) {
-        log::warn!("views/{name} could not be removed: {error}");
+    fn drop_view(&self, id: ViewId, name: &str) {
+        if let Err(error) = self.hub.remove_view(id) {
+            log::warn!("views/{name} could not be removed: {error}");
+        }
+    }
+
+    /// The driver's number of the view of this name.
+    #[must_use]
+    pub fn view_id(&self, name: &str) -> Option<ViewId> {
+        self.views.named(name).map(|view| view.id)
     }
 }
 

@@ -34,7 +34,7 @@ impl Mounted {
 
     pub fn with(driver: Arc<dyn Driver>, list: &str) -> Self {
         let options = options::parse([list]).unwrap();
-        let tree = Tree::new(driver, "test:".to_owned(), options);
+        let tree = Tree::new(driver, "test:".to_owned(), options, fuse::monotonic);
         let dir = tempfile::tempdir().unwrap();
         let (sender, ended) = mpsc::channel();
         let end = move || {
