@@ -71,11 +71,8 @@ impl Stream {
 
     /// What of `events` is there now; with a notifier, that is called once more is.
     pub fn poll(self: &Arc<Self>, events: PollEvents, notifier: Option<PollNotifier>) -> PollEvents {
-        let writable = if self.control {
-            PollEvents::POLLOUT | PollEvents::POLLWRNORM
-        } else {
-            PollEvents::empty()
-        };
+        let writable =
+            if self.control { PollEvents::POLLOUT | PollEvents::POLLWRNORM } else { PollEvents::empty() };
         let mut readable = self.file.readable(None);
         if let (false, Some(notifier)) = (readable, notifier) {
             *self.poller.lock() = Some(notifier);

@@ -197,7 +197,8 @@ impl Tree {
             Shape::Dir => read | (mode & 0o222) | read >> 2,
             Shape::Content { show, store, .. } => {
                 let register = place::leaf(place.row) == Leaf::EachReg;
-                let writable = store.is_some() && (!register || regs::writable(self, RegId(place.item as u16)));
+                let writable =
+                    store.is_some() && (!register || regs::writable(self, RegId(place.item as u16)));
                 (if show.is_some() { read } else { 0 }) | (if writable { write } else { 0 })
             }
             Shape::Bytes(_) | Shape::Block | Shape::Stream => read | write,

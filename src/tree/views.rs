@@ -44,7 +44,8 @@ pub struct ViewTable {
 
 impl Default for ViewTable {
     fn default() -> Self {
-        let view = View { item: DEFAULT_ITEM, id: DEFAULT, name: DEFAULT_NAME.into(), remaps: BTreeMap::new() };
+        let view =
+            View { item: DEFAULT_ITEM, id: DEFAULT, name: DEFAULT_NAME.into(), remaps: BTreeMap::new() };
         Self { known: Mutex::new(Known { views: vec![view], next: 1 }), changing: Mutex::default() }
     }
 }
@@ -110,8 +111,9 @@ impl Tree {
     /// # Errors
     /// There is none of that name.
     pub(super) fn view_named(&self, name: &str) -> FsResult<View> {
+        text::view_name::check(name)?;
         let none = || {
-            let why = format!("there is no view {}: mkdir views/NAME makes one", text::quoted(name));
+            let why = format!("there is no view {name}: mkdir views/{name} makes it");
             Error::new(ErrorKind::Invalid, "view", why)
         };
         Ok(self.views.named(name).ok_or_else(none)?)

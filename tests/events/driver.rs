@@ -46,9 +46,8 @@ impl Script {
     fn raise(&self, vcpu: u32, kind: EventKind, detail: Detail) -> Option<bool> {
         let event = Event { vcpu: VcpuId(vcpu), view: ViewId(0), kind, rip: 0x1000, cr3: 1, detail };
         let mut state = self.state();
-        let matching = |watch: &&Watch| {
-            watch.kind == kind && watch.vcpu.is_none_or(|wanted| wanted == event.vcpu)
-        };
+        let matching =
+            |watch: &&Watch| watch.kind == kind && watch.vcpu.is_none_or(|wanted| wanted == event.vcpu);
         let watches: Vec<_> = state.wanted.watches.iter().filter(matching).collect();
         let hold = watches.iter().any(|watch| watch.hold);
         if watches.is_empty() {
