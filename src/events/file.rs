@@ -255,12 +255,6 @@ impl EventFile {
         }
     }
 
-    /// Whether the hub has ended: once all is read, a read finds the end of file.
-    #[must_use]
-    pub fn ended(&self) -> bool {
-        self.hub.alive().is_err()
-    }
-
     /// Closes it: what it holds is let go at once, then what only it armed is disarmed. Its reads end. Posted: it may wait
     /// for the driver.
     pub fn close(&self) {

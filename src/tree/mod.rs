@@ -72,7 +72,7 @@ pub struct Tree {
     blocks: Mutex<Vec<Arc<str>>>,
     refusals: Refusals,
     hub: Arc<Hub>,
-    views: ViewTable,
+    views: Arc<ViewTable>,
     /// The event files whose names have parameters.
     filters: Interned,
     /// How ram/* is served, told by the adapter once it knows.
@@ -118,11 +118,12 @@ impl Tree {
     pub fn new(driver: Arc<dyn Driver>, source: String, options: Options, clock: Clock) -> Arc<Self> {
         let cache = PageCache::new(options.cache_bytes, Duration::from_millis(options.cache_ms));
         let memory = GuestMemory::new(driver.clone(), cache, options.holes);
-        let hub = Hub::new(driver.clone(), options.reply_timeout, clock);
+        let views = Arc::new(ViewTable::default());
+        let hub = Hub::new(driver.clone(), options.reply_timeout, clock, views.clone());
         Arc::new(Self {
             driver,
             hub,
-            views: ViewTable::default(),
+            views,
             filters: Interned::default(),
             memory,
             options,
