@@ -259,6 +259,14 @@ impl EventFile {
     /// Closes it: what it holds is let go at once, then what only it armed is disarmed. Its reads end. Posted: it may wait
     /// for the driver.
     pub fn close(&self) {
+        self.let_go();
+        if self.armed.swap(false, Ordering::SeqCst) {
+            self.hub.disarm(&self.filter, self.mode());
+        }
+    }
+
+    /// The first half of [`EventFile::close`], which is prompt: what it holds is let go, and its reads end.
+    pub fn let_go(&self) {
         if self.closed.swap(true, Ordering::SeqCst) {
             return;
         }
@@ -278,9 +286,6 @@ impl EventFile {
             }
         }
         wake(wakers);
-        if self.armed.swap(false, Ordering::SeqCst) {
-            self.hub.disarm(&self.filter, self.mode());
-        }
     }
 }
 
