@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What the guest does, by kind of event, in its next COUNT events.
 # usage: kinds.sh MOUNTPOINT [COUNT]
-set -euo pipefail
+set -eu
 cd "$1"
-head -n "${2:-500}" events/all,format=json | jq -r 'select(.kind != "lost") | "vCPU \(.vcpu) \(.kind)"' | sort | uniq -c
+cat events/all,format=json | head -n "${2:-20000}" | jq -r 'select(.kind != "lost") | "vCPU \(.vcpu) \(.kind)"' | sort | uniq -c
