@@ -6,6 +6,7 @@
 
 use std::ffi::OsStr;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -333,6 +334,14 @@ impl Filesystem for Adapter {
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        reply.error(self.forbid(request, parent, name));
+    }
+
+    fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, _to: &Path, reply: ReplyEntry) {
+        reply.error(self.forbid(request, parent, name));
+    }
+
+    fn link(&self, request: &Request, _ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         reply.error(self.forbid(request, parent, name));
     }
 
