@@ -26,7 +26,7 @@ const DONE: usize = (304 + 144 + 312 + 16) / 8;
 const COPIED: usize = 18 + 24 + 4 + 6;
 
 /// From the last look that saw nothing to the copy's end. Under load, when we lose the processor in between, it is longer.
-const SOON: Duration = Duration::from_micros(3);
+const SOON: Duration = Duration::from_micros(2);
 
 /// The time between two kicks of a vCPU that doesn't answer: two that come at once count as one.
 const AGAIN: Duration = Duration::from_millis(2);
