@@ -19,13 +19,13 @@ use run::Run;
 const IDLE: Duration = Duration::from_secs(3);
 
 /// How long this way rests after a vCPU did not answer: the VM stands still, or QEMU has it out of KVM.
-const REST: Duration = Duration::from_millis(200);
+const REST: Duration = Duration::from_secs(1);
 
 /// How long after it could not be opened.
 const LONG_REST: Duration = Duration::from_secs(10);
 
 /// How long a vCPU is waited for.
-const PATIENCE: Duration = Duration::from_millis(20);
+const PATIENCE: Duration = Duration::from_millis(50);
 
 /// The vCPUs of a QEMU under KVM, opened when they are needed.
 #[derive(Debug)]

@@ -7,6 +7,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use vmtree_api::x86::bits::EFER_LMA;
@@ -30,6 +31,9 @@ const SOON: Duration = Duration::from_micros(2);
 
 /// The time between two kicks of a vCPU that doesn't answer: two that come at once count as one.
 const AGAIN: Duration = Duration::from_millis(2);
+
+/// How long a vCPU is waited for without sleep: it may want the processor that we are on.
+const SPIN: Duration = Duration::from_micros(200);
 
 type Image = [u64; COPIED];
 
@@ -77,8 +81,8 @@ fn instant(words: &[AtomicU64], kick: impl Fn() -> io::Result<()>, deadline: Ins
     loop {
         words[DONE].store(0, Ordering::SeqCst);
         kick().ok()?;
-        let mut kicked = Instant::now();
-        let mut before = kicked;
+        let asked = Instant::now();
+        let (mut kicked, mut before) = (asked, asked);
         while words[DONE].load(Ordering::SeqCst) == 0 {
             before = Instant::now();
             if before > deadline {
@@ -88,7 +92,11 @@ fn instant(words: &[AtomicU64], kick: impl Fn() -> io::Result<()>, deadline: Ins
                 kick().ok()?;
                 kicked = before;
             }
-            std::hint::spin_loop();
+            match before - asked > SPIN {
+                // Seen late, it is asked for again: by then the vCPU has a processor.
+                true => thread::sleep(SPIN),
+                false => std::hint::spin_loop(),
+            }
         }
         let (first, second) = (copy(words), copy(words));
         if before.elapsed() <= SOON && first == second {

@@ -102,12 +102,15 @@ fn a_running_vcpu_is_read_without_a_stop_and_whole() {
 #[test]
 fn both_ways_give_the_same_values() {
     let Some((_disk, mut vm)) = counting() else { return };
-    let driver = open(&vm);
-    let all = shared(&*driver);
+    let all = shared(&*open(&vm));
     let wanted: Vec<RegId> = all.iter().map(|reg| reg.id()).collect();
-    // The second vCPU halts for ever.
-    let quick = some(&*driver, 1, &wanted);
-    assert_eq!(driver.registers().unwrap().cost(), None, "the VM was stopped");
+    // The second vCPU halts for ever. On a busy host the quick way may be given up, once and again.
+    let without_a_stop = (0..20).find_map(|_| {
+        let driver = open(&vm);
+        let quick = some(&*driver, 1, &wanted);
+        driver.registers().unwrap().cost().is_none().then_some((driver, quick))
+    });
+    let (driver, quick) = without_a_stop.expect("a read without a stop");
     let slow = read(&*driver, 1);
     for reg in all {
         assert_eq!(quick.get(reg), slow.get(reg), "{reg:?}");
