@@ -348,6 +348,8 @@ fn the_tree_itself_can_not_be_changed() {
     assert_eq!(errno(fs::rename(path("mem"), path("memory"))), libc::EPERM);
     assert_eq!(errno(fs::hard_link(path("mem"), path("link"))), libc::EPERM);
     assert_eq!(errno(std::os::unix::fs::symlink("mem", path("link"))), libc::EPERM);
+    let links = live.errors().iter().filter(|error| error.contains("path=link errno=EPERM")).count();
+    assert_eq!(links, 2, "{:?}", live.errors());
     assert_eq!(errno(fs::set_permissions(path("mem"), fs::Permissions::from_mode(0o666))), libc::EPERM);
     assert_eq!(errno(std::os::unix::fs::chown(path("mem"), Some(1), Some(1))), libc::EPERM);
     // O_TMPFILE makes an inode without a name: not here.

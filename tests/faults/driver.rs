@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use vmtree_api::events::{EventSource, Injection};
@@ -188,6 +189,13 @@ impl Registers for Faulty {
     fn read(&self, vcpu: VcpuId) -> Result<RegisterSet> {
         self.faults.call(true)?;
         self.inner.registers().unwrap().read(vcpu)
+    }
+    fn read_some(&self, vcpu: VcpuId, wanted: &[RegId]) -> Result<RegisterSet> {
+        self.faults.call(true)?;
+        self.inner.registers().unwrap().read_some(vcpu, wanted)
+    }
+    fn cost(&self) -> Option<Duration> {
+        self.inner.registers().unwrap().cost()
     }
     fn write(&self, vcpu: VcpuId, changes: &[(RegId, RegValue)]) -> Result<()> {
         self.faults.call(true)?;

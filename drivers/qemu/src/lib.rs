@@ -12,6 +12,7 @@ mod find;
 mod gdb;
 mod hmp;
 mod keeper;
+mod kvm;
 mod layout;
 mod link;
 mod memory;

@@ -61,6 +61,22 @@ pub fn taken(qmp: &Qmp) -> Result<Option<Taken>> {
     Ok(Some(Taken { attached: address.is_none(), address: address.unwrap_or(name) }))
 }
 
+/// Closes a gdbstub that a killed vmtree left, and removes its folder.
+///
+/// # Errors
+/// Those of [`Qmp::execute`].
+pub fn clear(qmp: &Qmp) -> Result<()> {
+    let left = taken(qmp)?.filter(Taken::is_left_over);
+    if let Some(left) = left {
+        qmp.human("gdbserver none")?;
+        if let Some(folder) = left.folder() {
+            // Its socket is gone with the gdbstub.
+            let _ = fs::remove_dir(folder);
+        }
+    }
+    Ok(())
+}
+
 impl Taken {
     /// The refusal to open another one.
     #[must_use]
@@ -132,15 +148,9 @@ impl Door {
     }
 
     fn opened(&self, qmp: &Qmp) -> Result<Open> {
+        clear(qmp)?;
         if let Some(taken) = taken(qmp)? {
-            if !taken.is_left_over() {
-                return Err(taken.refusal());
-            }
-            qmp.human("gdbserver none")?;
-            if let Some(folder) = taken.folder() {
-                // Its socket is gone with the gdbstub.
-                let _ = fs::remove_dir(folder);
-            }
+            return Err(taken.refusal());
         }
         let folder = Folder::new(self.pid)?;
         let answer =
