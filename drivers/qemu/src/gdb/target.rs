@@ -49,6 +49,12 @@ impl Layout {
         Self(found.into_iter().map(register).collect())
     }
 
+    /// All of them.
+    #[must_use]
+    pub fn registers(&self) -> &[Register] {
+        &self.0
+    }
+
     /// The register called `name`.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Register> {
