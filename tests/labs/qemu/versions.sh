@@ -96,7 +96,7 @@ prepare() {
         echo "${suites##* } of Debian has no QEMU $major but '$(cat version)'" >&2
         exit 1
     fi
-    rm -rf apt "$folder"
+    rm -r apt
     # Two that prepare at once: the second finds the first one's, whole.
     mv -T "$work" "$folder" || [ -f "$folder/version" ]
     cd "$lab"
