@@ -274,11 +274,11 @@ impl Filesystem for Adapter {
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, _to: &Path, reply: ReplyEntry) {
-        reply.error(self.forbid(request, parent, name));
+        reply.error(self.core.forbid(caller(request), parent.0, name));
     }
 
     fn link(&self, request: &Request, _ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        reply.error(self.forbid(request, parent, name));
+        reply.error(self.core.forbid(caller(request), parent.0, name));
     }
 
     fn rename(

@@ -10,6 +10,7 @@ mod checks;
 mod fake;
 mod map;
 mod order;
+mod pace;
 mod regs;
 mod vm;
 

@@ -13,6 +13,7 @@ use vmtree_api::{Error, ErrorKind, Result};
 
 use super::stub::Stub;
 use crate::qmp::Qmp;
+use crate::said::said;
 
 const OP: &str = "open QEMU's gdbstub";
 
@@ -84,7 +85,7 @@ impl Taken {
         let why = format!(
             "QEMU's gdbstub is in use at '{}', and there is only one; end its debugger and write 'gdbserver none' to \
              QEMU's monitor, or start QEMU without -gdb and -s",
-            self.address
+            said(&self.address)
         );
         Error::new(ErrorKind::Busy, OP, why)
     }
@@ -204,7 +205,7 @@ fn connect(folder: &Folder, answer: &str) -> Result<UnixStream> {
         let why = format!(
             "QEMU opened no gdbstub at '{}': '{}'; it must be able to make a socket there",
             folder.socket().display(),
-            answer.trim()
+            said(answer)
         );
         Error::new(ErrorKind::Denied, OP, why).caused_by(error)
     })

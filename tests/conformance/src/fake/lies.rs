@@ -77,6 +77,7 @@ const LIES: &[Lie] = &[
     ("pause-keeps-ticks", Some(Fake::kill)),
     ("step-counts", None),
     ("step-follows-code", None),
+    ("step-sti", None),
     ("step-heartbeat", None),
     ("step-others-stand", None),
     ("step-refusals", None),
