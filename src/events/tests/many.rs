@@ -21,7 +21,9 @@ fn ten_thousand_files_are_armed_once_and_share_one_ring() {
         assert_eq!(items(file, RECORDS).len(), RECORDS);
     }
     // What an open file costs beside the ring: no copy of what it has not read, none of what it has.
-    assert!(size_of::<EventFile>() < 512);
+    let file = size_of::<EventFile>() + size_of::<super::super::stream::Parked>();
+    let ring = size_of::<super::super::record::Record>();
+    assert!(file <= 640 && ring <= 104, "docs/architecture.md says less: {file}, {ring}");
     drop(files);
     assert!(mount.mock.wanted().watches.is_empty());
     assert_eq!(mount.mock.state().watched.len(), 2);
