@@ -19,7 +19,11 @@ fn cat_and_head_show_events_as_they_happen() {
     for new in 0..3 {
         assert_eq!(lab.script.cr3(0, new), Some(false), "observed, not held");
     }
-    let (head, cat) = (head.lines(), cat.lines());
+    // It would seek back to where a second reader had to go on, and says that it can't.
+    let head = head.output();
+    let (told, noise) = (String::from_utf8(head.stdout).unwrap(), String::from_utf8(head.stderr).unwrap());
+    assert!(head.status.success() && noise.lines().all(|line| line.contains("cannot seek")), "{noise}");
+    let (head, cat) = (told.lines().map(str::to_owned).collect::<Vec<_>>(), cat.lines());
     assert_eq!((head.len(), cat.len()), (2, 3), "{head:?} {cat:?}");
     assert!(head[0].contains("kind=cr3") && head[0].contains("held=0"), "{head:?}");
     assert_eq!(head[..], cat[..2]);
@@ -158,6 +162,7 @@ fn threads_that_read_one_open_file_share_its_records() {
     }
     std::thread::sleep(Duration::from_millis(300));
     // The end of the mount is the end of the file for each of them.
+    drop(file);
     lab.end();
     let all: String = readers.into_iter().map(|reader| reader.join().unwrap()).collect();
     let mut seqs: Vec<_> = all.lines().map(seq).collect();
@@ -181,8 +186,8 @@ fn many_parked_readers_cost_little_and_die_at_once() {
     std::thread::sleep(Duration::from_secs(3));
     let share = (cpu() - before).as_secs_f64() / begun.elapsed().as_secs_f64();
     println!("100 parked readers, {open} open files: {:.2} % of a core", share * 100.0);
-    // The machine runs in this process too and is paused for this: what is left is ours.
-    assert!(share < 0.03, "{share}");
+    // 1 % where it is optimized and has the core to itself.
+    assert!(share < if cfg!(debug_assertions) { 0.08 } else { 0.02 }, "{share}");
     let mut worst = Duration::ZERO;
     for reader in readers.iter_mut().take(20) {
         reader.signal("KILL");
