@@ -15,22 +15,22 @@ use vmtree_api::events::{
 };
 use vmtree_api::views::Rule;
 use vmtree_api::x86::Reg;
-use vmtree_api::{Access, Cancel, Driver, ErrorKind, Gfn, NoHost, RegValue, RunState, VcpuId, ViewId};
+use vmtree_api::{Access, Cancel, ErrorKind, Gfn, NoHost, RegValue, RunState, VcpuId, ViewId};
 
 use bench::{V0, open, open_with, regs, word};
 
 const SOON: Duration = Duration::from_secs(10);
 const COUNTS: u64 = 0x20_0000;
 
-pub fn watch(kind: EventKind, hold: bool) -> Watch {
+fn watch(kind: EventKind, hold: bool) -> Watch {
     Watch { kind, way: None, vcpu: None, index: None, hold }
 }
 
-pub fn wanted(kind: EventKind, hold: bool) -> Wanted {
+fn wanted(kind: EventKind, hold: bool) -> Wanted {
     Wanted { watches: vec![watch(kind, hold)], rules: Vec::new() }
 }
 
-pub fn next(events: &dyn EventSource) -> Held {
+fn next(events: &dyn EventSource) -> Held {
     events.next(SOON).unwrap().expect("an event")
 }
 
@@ -38,7 +38,7 @@ pub fn next(events: &dyn EventSource) -> Held {
 fn switching(a: &mut CodeAssembler) {
     let mut again = a.create_label();
     a.mov(rbx, COUNTS).unwrap();
-    a.mov(rax, cr3).unwrap();
+    a.mov(rax, 0x1000_u64).unwrap();
     a.set_label(&mut again).unwrap();
     a.xor(eax, 8).unwrap();
     a.mov(cr3, rax).unwrap();
