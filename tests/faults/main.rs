@@ -4,7 +4,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod driver;
+mod events;
 mod mounted;
+mod sessions;
 
 use std::fs;
 use std::io::Read;

@@ -23,7 +23,6 @@ const READ: &[&str] = &[
     "events/msr",
     "views/a/mem",
     "mem",
-    "ram/low",
 ];
 
 /// What is controlled. The gpa is that of the page of the guest's counters.
@@ -110,7 +109,7 @@ const ROLE: &str = "VMTREE_KILLS_CLIENT";
 /// This program as a client.
 fn own(role: &str, argument: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.arg0("vmtree-kills-client").args(["client", "--exact", "--nocapture"]);
+    command.arg0("vmtree-kills-client").args(["clients::client", "--exact", "--nocapture"]);
     command.env(ROLE, format!("{role} {argument}"));
     command
 }

@@ -28,7 +28,7 @@ const VCPUS: u64 = 4;
 /// How often the mount that lives on is made anew.
 const MOUNTS: u64 = 4;
 /// How long a vCPU may stay held after its controller was killed.
-const LET_GO: Duration = Duration::from_secs(2);
+const LET_GO: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Waits for it, looking often; how long that took.
@@ -47,7 +47,8 @@ struct Lane<'a> {
     vcpu: u64,
     random: Random,
     mailbox: Mailbox<File>,
-    slowest: Duration,
+    /// The longest that a kill took to let the vCPU go, and whose.
+    slowest: (Duration, String),
 }
 
 impl Lane<'_> {
@@ -76,7 +77,10 @@ impl Lane<'_> {
         let what = client.what.clone();
         soon(PATIENCE, &|| format!("the end of {what}"), || client.ended());
         let told = || format!("vCPU {} let go after the kill of {what}: {}", self.vcpu, self.state());
-        self.slowest = self.slowest.max(soon(LET_GO, &told, || self.state() == "running\n"));
+        let took = soon(LET_GO, &told, || self.state() == "running\n");
+        if took > self.slowest.0 {
+            self.slowest = (took, what.clone());
+        }
         let before = self.heartbeat();
         let told = || format!("vCPU {} runs on after the kill of {what}: {}", self.vcpu, self.state());
         soon(PATIENCE, &told, || self.heartbeat() != before);
@@ -96,12 +100,9 @@ impl Lane<'_> {
     }
 }
 
-/// Nothing of the clients is left once all are gone.
+/// Nothing of the clients is left once all are gone, but for the views and rules that they made: those are the mount's.
 fn assert_quiet(root: &Path) {
-    let stats = || fs::read_to_string(root.join("events/stats")).unwrap();
-    soon(PATIENCE, &|| format!("nothing is armed:\n{}", stats()), || {
-        stats().lines().all(|line| line.contains(" armed=0 "))
-    });
+    fs::write(root.join("views/0/access"), "reset").unwrap();
     for vcpu in 0..VCPUS {
         assert_eq!(fs::read_to_string(root.join(format!("vcpu/{vcpu}/state"))).unwrap(), "running\n");
     }
@@ -112,6 +113,10 @@ fn assert_quiet(root: &Path) {
             fs::remove_dir(view.path()).unwrap();
         }
     }
+    let stats = || fs::read_to_string(root.join("events/stats")).unwrap();
+    soon(PATIENCE, &|| format!("nothing is armed:\n{}", stats()), || {
+        stats().lines().all(|line| line.contains(" armed=0 "))
+    });
 }
 
 #[test]
@@ -136,19 +141,18 @@ fn killed_readers_and_controllers_leave_no_vcpu_held() {
                         let mailbox = Mailbox::new(File::open(root.join("mem")).unwrap());
                         mailbox.wait_running(PATIENCE).unwrap();
                         let random = Random::new(seed, round * VCPUS + vcpu);
-                        let mut lane = Lane { root, vcpu, random, mailbox, slowest: Duration::ZERO };
+                        let mut lane = Lane { root, vcpu, random, mailbox, slowest: Default::default() };
                         (lane.run(each), lane.slowest)
                     })
                 })
                 .collect();
             lanes.into_iter().map(|lane| lane.join().unwrap()).collect::<Vec<_>>()
         });
-        // Rules of a client are the mount's, and stay.
-        fs::write(root.join("views/0/access"), "reset").unwrap();
         assert_quiet(root);
         let ended: u64 = ends.iter().map(|(ended, _)| ended).sum();
-        assert!(ended <= each, "{ended} clients ended by themselves");
-        let slowest = ends.iter().map(|(_, slowest)| *slowest).max().unwrap();
+        // Few files end by themselves.
+        assert!(ended <= each * VCPUS / 20, "{ended} clients ended by themselves");
+        let slowest = ends.iter().map(|(_, slowest)| slowest).max().unwrap();
         println!(
             "{} kills in {:?}, {ended} clients ended before; let go within {slowest:?}",
             each * VCPUS,
@@ -208,7 +212,7 @@ fn a_killed_daemon_leaves_no_mount_and_the_next_one_works() {
     println!("{kills} kills of the daemon in {:?}, {early} of them before it answered", begun.elapsed());
     // The next one, in the background, as a user mounts.
     let pids = family(lab.mount());
-    assert!(Command::new("ls").arg(&lab.mountpoint).status().unwrap().success());
+    assert!(Command::new("ls").arg(&lab.mountpoint).stdout(Stdio::null()).status().unwrap().success());
     lab.umount();
     lab.assert_clean(&pids);
 }
