@@ -16,8 +16,7 @@ pub type ViewOf<'a> = &'a dyn Fn(&str) -> Option<ViewId>;
 /// Reads answers, a line each: the number of the event and what becomes of it. At least one, each event once.
 ///
 /// # Errors
-/// [`ErrorKind::Invalid`] for bad text, [`ErrorKind::OutOfRange`] for a number too large, [`ErrorKind::NotFound`] for a
-/// view that is not there.
+/// [`ErrorKind::Invalid`] for bad text and a view that is not there, [`ErrorKind::OutOfRange`] for a number too large.
 pub fn parse(text: &str, arch: Arch, view_of: ViewOf<'_>) -> Result<Vec<(u64, Verdict)>> {
     let mut answers = Vec::new();
     let mut seen = BTreeSet::new();

@@ -72,7 +72,7 @@ fn refuses_the_rest_by_name() {
         let error = read(text).unwrap_err();
         assert!(error.kind() == ErrorKind::Invalid && error.why().contains(named), "{text}: {error}");
     }
-    assert_eq!(read("7 deny\n8 view=gone").unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(read("7 deny\n8 view=gone").unwrap_err().kind(), ErrorKind::Invalid);
     for text in [
         "0x10000000000000000 deny",
         "7 value=0x100000000000000000000000000000000",
