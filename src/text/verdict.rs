@@ -115,7 +115,7 @@ fn deny_cure(event: &Event) -> Option<&'static str> {
         (Detail::Slat { .. }, _) => None,
         (Detail::Descriptor { .. }, Way::From) => Some("use inject or set rip="),
         (_, Way::From) | (Detail::Cpuid { .. }, _) => Some("use value=, inject or set rip="),
-        (Detail::SingleStep | Detail::GuestRequest, _) => Some("use continue, inject or set rip="),
+        (Detail::SingleStep, _) => Some("use continue, inject or set rip="),
         _ => None,
     }
 }
@@ -123,7 +123,8 @@ fn deny_cure(event: &Event) -> Option<&'static str> {
 /// How many bits a `value=` may have; what to answer instead where there is no value.
 fn value_bits(event: &Event) -> std::result::Result<u32, &'static str> {
     match (&event.detail, event.way()) {
-        (Detail::Control(_) | Detail::Debug { .. } | Detail::Msr { .. }, _) => Ok(64),
+        // A request's value is what it leaves in RAX.
+        (Detail::Control(_) | Detail::Debug { .. } | Detail::Msr { .. } | Detail::GuestRequest, _) => Ok(64),
         (Detail::Slat { .. }, Way::Execute) => Err("use inject, set rip= or view="),
         (Detail::Slat { .. } | Detail::Cpuid { .. }, _) => Ok(128),
         (Detail::Io { bytes, .. }, _) => Ok(8 * u32::from(*bytes)),
