@@ -18,7 +18,7 @@ fn mounted(test: &str) -> Option<(Vm, Live)> {
         skip(test, "QEMU is not installed");
         return None;
     }
-    let vm = Vm::start(&["-accel", "tcg", "-m", "64M"]);
+    let vm = Vm::start(&["-accel", "tcg", "-m", "64M", "-action", "reboot=reset"]);
     let live = Live::mount(test, &format!("qemu:{}", vm.qmp()), "")?;
     Some((vm, live))
 }
@@ -221,7 +221,7 @@ fn daemons_killed_within_reads_writes_and_steps_leave_the_vm_as_its_manager_left
         let Some(live) = Live::mount(TEST, &format!("qemu:{}", vm.qmp()), "") else { return };
         let daemon = daemon(&live);
         let pids = family(daemon);
-        if by_manager {
+        if by_manager && (round % 2 == 0 || matches!(work, Work::Step)) {
             vm.human("stop");
         }
         if matches!(work, Work::Step) {
@@ -230,6 +230,11 @@ fn daemons_killed_within_reads_writes_and_steps_leave_the_vm_as_its_manager_left
         work.once(&live).unwrap();
         std::thread::scope(|scope| {
             scope.spawn(|| work.go_on(&live));
+            // One that comes while a snapshot holds the VM stopped is lost (docs/qemu.md); the first that is not holds.
+            for _ in 0..if by_manager { 30 } else { 0 } {
+                sleep(Duration::from_micros(random.below(2_000)));
+                vm.human("stop");
+            }
             sleep(Duration::from_micros(random.below(30_000)));
             kill(daemon, 9);
         });

@@ -299,7 +299,10 @@ mod tests {
             let owed = reader.read_owed().unwrap();
             assert_eq!(owed.as_ref().map_or("", |owed| &owed.note), note);
             if let Some(owed) = owed {
-                assert_eq!((owed.source.as_str(), owed.directory.as_path()), ("qemu:vm.qmp", Path::new("/tmp")));
+                assert_eq!(
+                    (owed.source.as_str(), owed.directory.as_path()),
+                    ("qemu:vm.qmp", Path::new("/tmp"))
+                );
             }
         }
         journal.note("kept").unwrap();
