@@ -203,6 +203,24 @@ fn folders(daemon: u32) -> usize {
 }
 
 #[test]
+fn the_next_mount_removes_the_folder_of_one_that_was_killed_whole_together_with_its_vm() {
+    const TEST: &str = "the_next_mount_removes_the_folder_of_a_killed_one";
+    let Some((mut vm, live)) = mounted(TEST) else { return };
+    live.text("vcpu/0/regs/all");
+    let daemon = daemon(&live);
+    assert_eq!(folders(daemon), 1);
+    let pids = family(daemon);
+    // Stopped, so that it starts no new guardian in between.
+    kill(daemon, 19);
+    pids.iter().for_each(|&pid| kill(pid, 9));
+    vm.kill();
+    wait_until("all are gone", || !pids.iter().any(|&pid| alive(pid)));
+    drop(live);
+    let Some((_vm, _live)) = mounted(TEST) else { return };
+    assert_eq!(folders(daemon), 0);
+}
+
+#[test]
 fn daemons_killed_within_reads_writes_and_steps_leave_the_vm_as_its_manager_left_it() {
     const TEST: &str = "daemons_killed_within_reads_writes_and_steps";
     if !qemu::have_qemu() {
