@@ -1,20 +1,20 @@
-//! The mailbox page: how a test and the guest talk. Every field is a little-endian 64-bit word.
+//! The mailbox: how a test and the guest talk. Every field is a little-endian 64-bit word, at an offset from [`MAILBOX`].
 //!
 //! | offset | what |
 //! |---|---|
 //! | 0x000 | header: [`MAGIC`], then the words of [`header`] |
-//! | 0x100 | [`Site`]: the address of the one instruction that performs an order |
 //! | 0x200 | CR3 of each process: vCPU v has processes 2v and 2v+1 |
 //! | 0x280 | the crash record: see [`crash`] |
 //! | 0x400 | an order slot a vCPU, [`SLOT_SIZE`] bytes each: see [`slot`] |
-//! | 0x800 | the counters of each vCPU, [`COUNTERS_SIZE`] bytes each: see [`Counter`] |
+//! | 0x800 | [`Site`]: the address of the one instruction that performs an order |
+//! | 0x7000 | the counters of each vCPU, [`COUNTERS_SIZE`] bytes each: see [`Counter`] |
 
 /// The gpa of the mailbox page.
 pub const MAILBOX: u64 = 0x20_0000;
 /// The first word, written last at boot: when it is there, the header is valid.
 pub const MAGIC: [u8; 8] = *b"VMTREEGU";
 /// The version of this layout.
-pub const VERSION: u64 = 1;
+pub const VERSION: u64 = 2;
 /// The most vCPUs that take part. Others halt at once with interrupts off.
 pub const MAX_VCPUS: u64 = 8;
 /// Processes a vCPU.
@@ -25,17 +25,17 @@ pub const GREETING_SIZE: u64 = 64;
 pub const GREETING_TEXT: &str = "hello from the guest";
 
 /// Where the [`Site`] words start in the mailbox.
-pub const SITES: u64 = 0x100;
+pub const SITES: u64 = 0x800;
 /// Where the CR3 values of the processes start in the mailbox.
 pub const PROCESS_CR3: u64 = 0x200;
 /// Where the order slots start in the mailbox.
 pub const SLOTS: u64 = 0x400;
 /// The bytes of one order slot.
 pub const SLOT_SIZE: u64 = 0x80;
-/// Where the counters start in the mailbox.
-pub const COUNTERS: u64 = 0x800;
+/// Where the counters start: a page of their own, behind the pages that orders touch.
+pub const COUNTERS: u64 = 0x7000;
 /// The bytes of one vCPU's counters.
-pub const COUNTERS_SIZE: u64 = 0x100;
+pub const COUNTERS_SIZE: u64 = 0x200;
 
 /// Offsets of the header's words in the mailbox.
 pub mod header {
@@ -193,7 +193,7 @@ words! {
         Ticks = 1, "ticks";
         /// Inter-processor interrupts.
         Ipis = 2, "ipis";
-        /// mov to CR0.
+        /// mov to CR0, clts and lmsw.
         Cr0Writes = 3, "cr0_writes";
         /// mov to CR3.
         Cr3Writes = 4, "cr3_writes";
@@ -251,6 +251,20 @@ words! {
         Invlpgs = 30, "invlpgs";
         /// Orders done.
         Orders = 31, "orders";
+        /// mov from CR0.
+        Cr0Reads = 32, "cr0_reads";
+        /// mov from CR3.
+        Cr3Reads = 33, "cr3_reads";
+        /// mov from CR4.
+        Cr4Reads = 34, "cr4_reads";
+        /// xsetbv.
+        Xcr0Writes = 35, "xcr0_writes";
+        /// lgdt, lidt, lldt and ltr, since the vCPU set up its counters.
+        TableLoads = 36, "table_loads";
+        /// sgdt, sidt, sldt and str.
+        TableStores = 37, "table_stores";
+        /// vmcall that came back.
+        Vmcalls = 38, "vmcalls";
     }
 }
 
@@ -275,9 +289,9 @@ words! {
         WriteMsr = 8, "write_msr";
         /// `[n, index]`: rdmsr. Result: the value.
         ReadMsr = 9, "read_msr";
-        /// `[n, number, value]`: writes debug register 0 to 3, 6 or 7.
+        /// `[n, number, value]`: writes debug register 0 to 7. With CR4.DE clear, 4 and 5 are 6 and 7.
         WriteDr = 10, "write_dr";
-        /// `[n, number]`: reads debug register 0 to 3, 6 or 7. Result: the value.
+        /// `[n, number]`: reads debug register 0 to 7. Result: the value.
         ReadDr = 11, "read_dr";
         /// `[n]`: int3 in the kernel.
         Int3 = 12, "int3";
@@ -325,6 +339,27 @@ words! {
         UserSelfModify = 38, "user_self_modify";
         /// `[n]`: a loop of n rounds of two instructions in ring 3.
         UserSpin = 39, "user_spin";
+        /// `[n, number]`: reads control register 0, 3 or 4. Result: the value.
+        ReadCr = 48, "read_cr";
+        /// `[n]`: clts.
+        Clts = 49, "clts";
+        /// `[n, value]`: lmsw.
+        Lmsw = 50, "lmsw";
+        /// `[n, value]`: xsetbv of XCR0. #UD unless CR4.OSXSAVE is set, by `write_cr4` where CPUID has XSAVE.
+        WriteXcr0 = 51, "write_xcr0";
+        /// `[n]`: xgetbv of XCR0. Result: the value.
+        ReadXcr0 = 52, "read_xcr0";
+        /// `[n, table, value]`: lgdt (0) or lidt (1) of the vCPU's own table with this limit; lldt (2) or ltr (3) of this
+        /// selector. The TSS (0x30) is marked as not in use before.
+        LoadTable = 53, "load_table";
+        /// `[n, table]`: sgdt (0), sidt (1), sldt (2) or str (3). Results: base and limit, or the selector.
+        StoreTable = 54, "store_table";
+        /// `[n, rax, rbx, rcx]`: vmcall with these registers. Result: the RAX that came back.
+        Vmcall = 55, "vmcall";
+        /// `[n, vcpu]`: sends an NMI to a vCPU, which may be itself.
+        Nmi = 56, "nmi";
+        /// `[n]`: as `spin`, with interrupts off. Result: the interrupts of other vectors that came meanwhile, always 0.
+        ClosedSpin = 57, "closed_spin";
     }
 }
 
@@ -364,6 +399,82 @@ words! {
         IdleHlt = 14, "idle_hlt";
         /// mov to CR3 of the switch between contexts.
         SwitchCr3 = 15, "switch_cr3";
+        /// mov from CR0 in [`Op::ReadCr`].
+        ReadCr0 = 16, "read_cr0";
+        /// mov from CR3 in [`Op::ReadCr`].
+        ReadCr3 = 17, "read_cr3";
+        /// mov from CR4 in [`Op::ReadCr`].
+        ReadCr4 = 18, "read_cr4";
+        /// clts in [`Op::Clts`].
+        Clts = 19, "clts";
+        /// lmsw in [`Op::Lmsw`].
+        Lmsw = 20, "lmsw";
+        /// xsetbv in [`Op::WriteXcr0`].
+        WriteXcr0 = 21, "write_xcr0";
+        /// vmcall in [`Op::Vmcall`].
+        Vmcall = 22, "vmcall";
+        /// lgdt in [`Op::LoadTable`].
+        Lgdt = 23, "lgdt";
+        /// lidt in [`Op::LoadTable`].
+        Lidt = 24, "lidt";
+        /// lldt in [`Op::LoadTable`].
+        Lldt = 25, "lldt";
+        /// ltr in [`Op::LoadTable`].
+        Ltr = 26, "ltr";
+        /// sgdt in [`Op::StoreTable`].
+        Sgdt = 27, "sgdt";
+        /// sidt in [`Op::StoreTable`].
+        Sidt = 28, "sidt";
+        /// sldt in [`Op::StoreTable`].
+        Sldt = 29, "sldt";
+        /// str in [`Op::StoreTable`].
+        Str = 30, "str";
+        /// The 1-byte out of [`Op::Out`].
+        Out1 = 31, "out1";
+        /// The 2-byte out of [`Op::Out`].
+        Out2 = 32, "out2";
+        /// The 4-byte out of [`Op::Out`].
+        Out4 = 33, "out4";
+        /// The 1-byte in of [`Op::In`].
+        In1 = 34, "in1";
+        /// The 2-byte in of [`Op::In`].
+        In2 = 35, "in2";
+        /// The 4-byte in of [`Op::In`].
+        In4 = 36, "in4";
+        /// mov to DR0 in [`Op::WriteDr`].
+        WriteDr0 = 37, "write_dr0";
+        /// mov to DR1 in [`Op::WriteDr`].
+        WriteDr1 = 38, "write_dr1";
+        /// mov to DR2 in [`Op::WriteDr`].
+        WriteDr2 = 39, "write_dr2";
+        /// mov to DR3 in [`Op::WriteDr`].
+        WriteDr3 = 40, "write_dr3";
+        /// mov to DR4 in [`Op::WriteDr`].
+        WriteDr4 = 41, "write_dr4";
+        /// mov to DR5 in [`Op::WriteDr`].
+        WriteDr5 = 42, "write_dr5";
+        /// mov to DR6 in [`Op::WriteDr`].
+        WriteDr6 = 43, "write_dr6";
+        /// mov to DR7 in [`Op::WriteDr`].
+        WriteDr7 = 44, "write_dr7";
+        /// mov from DR0 in [`Op::ReadDr`].
+        ReadDr0 = 45, "read_dr0";
+        /// mov from DR1 in [`Op::ReadDr`].
+        ReadDr1 = 46, "read_dr1";
+        /// mov from DR2 in [`Op::ReadDr`].
+        ReadDr2 = 47, "read_dr2";
+        /// mov from DR3 in [`Op::ReadDr`].
+        ReadDr3 = 48, "read_dr3";
+        /// mov from DR4 in [`Op::ReadDr`].
+        ReadDr4 = 49, "read_dr4";
+        /// mov from DR5 in [`Op::ReadDr`].
+        ReadDr5 = 50, "read_dr5";
+        /// mov from DR6 in [`Op::ReadDr`].
+        ReadDr6 = 51, "read_dr6";
+        /// mov from DR7 in [`Op::ReadDr`].
+        ReadDr7 = 52, "read_dr7";
+        /// The loop of [`Op::ClosedSpin`].
+        ClosedSpin = 53, "closed_spin";
     }
 }
 
