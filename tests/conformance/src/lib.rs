@@ -5,11 +5,15 @@
 
 #[macro_use]
 mod ensure;
+mod acts;
+mod binary;
 mod checks;
+mod event;
 #[cfg(test)]
 mod fake;
 mod map;
 mod order;
+mod pipe;
 mod regs;
 mod vm;
 

@@ -1,17 +1,24 @@
 //! THE table of checks, a part a file.
 
+mod control;
+mod event_files;
+mod events;
 mod execution;
 mod guest_registers;
+mod held;
 mod holes;
+mod inject;
 mod input;
 mod instant;
 mod memory;
 mod ordered;
 mod progress;
 mod registers;
+mod slat;
 mod step;
 mod tree;
 mod virtual_memory;
+mod watched;
 
 use crate::Check;
 
@@ -29,6 +36,13 @@ const PARTS: &[&[Check]] = &[
     step::CHECKS,
     virtual_memory::CHECKS,
     input::CHECKS,
+    events::CHECKS,
+    event_files::CHECKS,
+    control::CHECKS,
+    held::CHECKS,
+    watched::CHECKS,
+    slat::CHECKS,
+    inject::CHECKS,
 ];
 
 /// Error numbers of Linux (include/uapi/asm-generic/errno-base.h and errno.h), and their names in `errors`.
@@ -38,6 +52,7 @@ mod errno {
     pub const EBUSY: (i32, &str) = (16, "EBUSY");
     pub const EINVAL: (i32, &str) = (22, "EINVAL");
     pub const ERANGE: (i32, &str) = (34, "ERANGE");
+    pub const ESTALE: (i32, &str) = (116, "ESTALE");
     pub const EOPNOTSUPP: (i32, &str) = (95, "EOPNOTSUPP");
 }
 
