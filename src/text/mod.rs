@@ -3,15 +3,23 @@
 //! A parser either takes the whole text or changes nothing. Its error is one line that names the input and
 //! the cure, whatever bytes the input held.
 
+pub mod access;
 pub mod control;
+pub mod event;
+pub mod event_name;
+pub mod inject;
 pub mod map;
 pub mod name;
 pub mod options;
 pub mod raw;
+pub mod record;
 pub mod registers;
+pub mod remap;
 pub mod source;
+pub mod verdict;
+pub mod view_name;
 
-use vmtree_api::{Error, ErrorKind, Result, number};
+use vmtree_api::{Error, ErrorKind, Gfn, Gpa, PAGE_SIZE, Result, number};
 
 /// How much of an input an error repeats, in characters.
 const QUOTED: usize = 48;
@@ -29,7 +37,16 @@ pub fn text_of(bytes: &[u8]) -> Result<&str> {
 
 /// The words of a text: what stands between blanks and newlines, comments (`#` to the end of the line) left out.
 pub fn words(text: &str) -> impl Iterator<Item = &str> {
-    text.lines().flat_map(|line| line.split('#').next().unwrap_or("").split_whitespace())
+    text.lines().flat_map(line_words)
+}
+
+/// The words of each line that has any, for formats where the line matters.
+fn lines(text: &str) -> impl Iterator<Item = Vec<&str>> {
+    text.lines().map(|line| line_words(line).collect::<Vec<_>>()).filter(|words| !words.is_empty())
+}
+
+fn line_words(line: &str) -> impl Iterator<Item = &str> {
+    line.split('#').next().unwrap_or("").split_whitespace()
 }
 
 /// Takes `key=value` apart at the first `=`; `form` is what the error tells to write instead.
@@ -53,6 +70,23 @@ fn is_key(key: &str) -> bool {
 /// A number of at most `bits` bits, its error prefixed with `what`.
 fn number_of(op: &'static str, what: &str, text: &str, bits: u32) -> Result<u64> {
     number::parse_bits(text, bits).map_err(|error| explain(op, what, text, &error))
+}
+
+/// A guest-physical address of a whole page, as its frame.
+fn frame_of(op: &'static str, what: &str, text: &str) -> Result<Gfn> {
+    let gpa = Gpa(number_of(op, what, text, 64)?);
+    match gpa.page_offset() {
+        0 => Ok(gpa.gfn()),
+        _ => Err(invalid(
+            op,
+            format!("{what}: {} is inside a page: write {:#x}", quoted(text), gpa.page_base().0),
+        )),
+    }
+}
+
+/// The address of a frame; 2^64 for the end of the last one.
+fn address_of(gfn: Gfn) -> u128 {
+    u128::from(gfn.0) * u128::from(PAGE_SIZE)
 }
 
 /// The error of a number as ours: the same kind and words, but for `what`, and with `text` shown as [`quoted`] does.

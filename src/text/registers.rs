@@ -1,7 +1,7 @@
 //! `regs/NAME` and `regs/all`: registers as text.
 
 use vmtree_api::x86::{Segment, Table};
-use vmtree_api::{Arch, Error, ErrorKind, RegId, RegOffer, RegShape, RegValue, RegisterSet, Result};
+use vmtree_api::{Arch, Error, ErrorKind, RegDef, RegId, RegOffer, RegShape, RegValue, RegisterSet, Result};
 
 use super::{invalid, number_of, quoted, setting, words};
 
@@ -102,17 +102,36 @@ pub fn show_all(arch: Arch, offers: &[RegOffer], set: &RegisterSet) -> String {
         else {
             continue;
         };
-        match def.shape {
-            RegShape::Word(bits) => {
-                text.push_str(def.name);
-                text.push('=');
-                push_hex(&mut text, load(value, ""), bits);
-            }
-            RegShape::Segment | RegShape::Table => push_fields(&mut text, value, def.shape, def.name),
-        }
+        push_setting(&mut text, def, value);
         text.push('\n');
     }
     text
+}
+
+/// Appends what sets a register in `regs/all`.
+fn push_setting(text: &mut String, def: &RegDef, value: RegValue) {
+    match def.shape {
+        RegShape::Word(bits) => {
+            text.push_str(def.name);
+            text.push('=');
+            push_hex(text, load(value, ""), bits);
+        }
+        RegShape::Segment | RegShape::Table => push_fields(text, value, def.shape, def.name),
+    }
+}
+
+/// Registers as [`parse_whole`] reads them, with commas between, on one line.
+#[must_use]
+pub fn show_whole(arch: Arch, registers: &[(RegId, RegValue)]) -> String {
+    let mut text = String::new();
+    for (id, value) in registers {
+        let Some(def) = arch.registers().get(usize::from(id.0)) else { continue };
+        if !text.is_empty() {
+            text.push(' ');
+        }
+        push_setting(&mut text, def, *value);
+    }
+    text.replace(' ', ",")
 }
 
 /// How to write a register in `regs/all` (with `prefix`) or in its own file, for errors.
@@ -182,9 +201,42 @@ fn field_of(name: &str, shape: RegShape, key: &str, prefix: &str) -> Result<Fiel
 /// [`ErrorKind::Invalid`] for bad text, an unknown name, the same place twice or no setting at all;
 /// [`ErrorKind::OutOfRange`] for a number too large. `set` is unchanged then.
 pub fn apply_all(text: &str, set: &mut RegisterSet) -> Result<Vec<RegId>> {
+    let mut ids: Vec<RegId> = apply_fields(text, set)?.into_iter().map(|(id, _)| id).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    Ok(ids)
+}
+
+/// Reads registers that are set whole, in the form of `regs/all`: a segment or table needs all of its fields, because
+/// there is no value that the others could keep. In table order.
+///
+/// # Errors
+/// As [`apply_all`]; [`ErrorKind::Invalid`] also for a field that is not named.
+pub fn parse_whole(text: &str, arch: Arch) -> Result<Vec<(RegId, RegValue)>> {
+    let mut set = RegisterSet::new(arch);
+    let mut named = apply_fields(text, &mut set)?;
+    named.sort_unstable();
+    let mut whole = Vec::new();
+    for of_one in named.chunk_by(|a, b| a.0 == b.0) {
+        let id = of_one[0].0;
+        let (Some(def), Some(value)) = (arch.registers().get(usize::from(id.0)), set.get(id)) else {
+            continue;
+        };
+        if of_one.len() < fields(def.shape).len() {
+            let all = form(def.shape, &format!("{}.", def.name));
+            return Err(invalid(OP, format!("{} is set whole here: name {all} together", def.name)));
+        }
+        whole.push((id, value));
+    }
+    Ok(whole)
+}
+
+/// Applies settings in the form of `regs/all`, and returns what was named: each field of a register, an empty one for a
+/// word.
+fn apply_fields(text: &str, set: &mut RegisterSet) -> Result<Vec<(RegId, &'static str)>> {
     let arch = set.arch();
     let mut next = set.clone();
-    let mut done: Vec<(RegId, &str)> = Vec::new();
+    let mut done: Vec<(RegId, &'static str)> = Vec::new();
     for word in words(text) {
         let (place, number) = setting(OP, word, "NAME=VALUE without blanks, as rax=1 or cs.base=0")?;
         let (name, key) = match place.split_once('.') {
@@ -211,10 +263,7 @@ pub fn apply_all(text: &str, set: &mut RegisterSet) -> Result<Vec<RegId>> {
         return Err(invalid(OP, "nothing is set: write NAME=VALUE, as rax=1 or cs.base=0".into()));
     }
     *set = next;
-    let mut ids: Vec<RegId> = done.into_iter().map(|(id, _)| id).collect();
-    ids.sort_unstable();
-    ids.dedup();
-    Ok(ids)
+    Ok(done)
 }
 
 #[cfg(test)]

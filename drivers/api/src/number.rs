@@ -9,6 +9,21 @@ const OP: &str = "read number";
 /// # Errors
 /// [`ErrorKind::Invalid`] if `text` is no number, [`ErrorKind::OutOfRange`] if it needs more than 64 bits.
 pub fn parse(text: &str) -> Result<u64> {
+    let (radix, digits) = digits_of(text)?;
+    u64::from_str_radix(&digits, radix).map_err(|_| too_wide(text, 64))
+}
+
+/// Reads an unsigned number of at most 128 bits: the data of a memory access, the result of CPUID.
+///
+/// # Errors
+/// As [`parse`], with 128 bits.
+pub fn parse_wide(text: &str) -> Result<u128> {
+    let (radix, digits) = digits_of(text)?;
+    u128::from_str_radix(&digits, radix).map_err(|_| too_wide(text, 128))
+}
+
+/// The radix of a number and its digits, checked.
+fn digits_of(text: &str) -> Result<(u32, String)> {
     let (radix, digits) = match text.get(..2) {
         Some("0x" | "0X") => (16, &text[2..]),
         Some("0b" | "0B") => (2, &text[2..]),
@@ -20,8 +35,11 @@ pub fn parse(text: &str) -> Result<u64> {
         let why = format!("'{text}' is no number: write 0x2a, 42 or 0b101010");
         return Err(Error::new(ErrorKind::Invalid, OP, why));
     }
-    u64::from_str_radix(&digits, radix)
-        .map_err(|_| Error::new(ErrorKind::OutOfRange, OP, format!("'{text}' needs more than 64 bits")))
+    Ok((radix, digits))
+}
+
+fn too_wide(text: &str, bits: u32) -> Error {
+    Error::new(ErrorKind::OutOfRange, OP, format!("'{text}' needs more than {bits} bits"))
 }
 
 /// Reads a number that fits `bits` bits.
@@ -31,8 +49,7 @@ pub fn parse(text: &str) -> Result<u64> {
 pub fn parse_bits(text: &str, bits: u32) -> Result<u64> {
     let value = parse(text)?;
     if bits < 64 && value >> bits != 0 {
-        let why = format!("'{text}' needs more than {bits} bits");
-        return Err(Error::new(ErrorKind::OutOfRange, OP, why));
+        return Err(too_wide(text, bits));
     }
     Ok(value)
 }
@@ -52,7 +69,7 @@ pub fn parse_size(text: &str) -> Result<u64> {
     };
     let value = parse(digits)?;
     if value.leading_zeros() < shift {
-        return Err(Error::new(ErrorKind::OutOfRange, OP, format!("'{text}' needs more than 64 bits")));
+        return Err(too_wide(text, 64));
     }
     Ok(value << shift)
 }
@@ -77,6 +94,15 @@ mod tests {
         }
         assert_eq!(parse("0x10000000000000000").unwrap_err().kind(), ErrorKind::OutOfRange);
         assert_eq!(parse_bits("256", 8).unwrap_err().kind(), ErrorKind::OutOfRange);
+    }
+
+    #[test]
+    fn reads_wide_numbers() {
+        assert_eq!(parse_wide("0xffffffff_ffffffff_ffffffff_ffffffff").unwrap(), u128::MAX);
+        assert_eq!(parse_wide("0x1_0000_0000_0000_0000").unwrap(), 1 << 64);
+        let error = parse_wide("0x100000000000000000000000000000000").unwrap_err();
+        assert!(error.kind() == ErrorKind::OutOfRange && error.why().contains("128 bits"), "{error}");
+        assert_eq!(parse_wide("0x").unwrap_err().kind(), ErrorKind::Invalid);
     }
 
     #[test]
