@@ -17,6 +17,8 @@ pub enum FsError {
     NotADirectory,
     /// A file was expected.
     IsADirectory,
+    /// There is such a file already, or its name is taken.
+    Exists(String),
     /// A change to the tree that only vmtree itself makes.
     NotPermitted(String),
     /// The file does not take this way of opening.
@@ -45,6 +47,7 @@ pub enum Errno {
     E2BIG = 7,
     EACCES = 13,
     EBUSY = 16,
+    EEXIST = 17,
     ENODEV = 19,
     ENOTDIR = 20,
     EISDIR = 21,
@@ -68,6 +71,7 @@ impl FsError {
             Self::Missing(_) => Errno::EOPNOTSUPP,
             Self::NotADirectory => Errno::ENOTDIR,
             Self::IsADirectory => Errno::EISDIR,
+            Self::Exists(_) => Errno::EEXIST,
             Self::NotPermitted(_) => Errno::EPERM,
             Self::BadAccess(_) => Errno::EACCES,
             Self::TooLong(_) => Errno::E2BIG,
@@ -120,9 +124,11 @@ impl fmt::Display for FsError {
         match self {
             Self::Driver(error) => error.fmt(f),
             Self::Missing(missing) => missing.fmt(f),
-            Self::NoEntry(why) | Self::NotPermitted(why) | Self::BadAccess(why) | Self::NoMemory(why) => {
-                f.write_str(why)
-            }
+            Self::NoEntry(why)
+            | Self::Exists(why)
+            | Self::NotPermitted(why)
+            | Self::BadAccess(why)
+            | Self::NoMemory(why) => f.write_str(why),
             Self::NotADirectory => f.write_str("not a directory"),
             Self::IsADirectory => f.write_str("this is a directory"),
             Self::TooLong(bytes) => {
@@ -146,6 +152,8 @@ mod tests {
         assert_eq!(of(ErrorKind::OutOfRange), Errno::ERANGE);
         assert_eq!(of(ErrorKind::Gone), Errno::ENODEV);
         assert_eq!(of(ErrorKind::Stale), Errno::ESTALE);
+        assert_eq!(of(ErrorKind::NoSpace), Errno::ENOSPC);
+        assert_eq!(FsError::Exists("why".to_owned()).errno(), Errno::EEXIST);
         assert_eq!(FsError::TooLong(1 << 20).errno(), Errno::E2BIG);
         assert_eq!(FsError::read_only().errno(), Errno::EROFS);
         assert_eq!(FsError::from(Missing::new("no")).errno(), Errno::EOPNOTSUPP);

@@ -56,7 +56,7 @@ pub fn serve(request: &Request, ready: impl FnOnce(&Path) -> std::result::Result
             return Err(error);
         }
     };
-    let tree = Tree::new(driver, request.source.clone(), options);
+    let tree = Tree::new(driver, request.source.clone(), options, fuse::monotonic);
     // Nothing of ours keeps the caller's directory busy.
     if let Err(error) = std::env::set_current_dir("/") {
         log::warn!("chdir /: {error}");
@@ -64,20 +64,21 @@ pub fn serve(request: &Request, ready: impl FnOnce(&Path) -> std::result::Result
     let result = attach(&tree, &mountpoint, &ends, &journal);
     let result = result.map(|waiting| {
         let end = ready(&mountpoint).err().unwrap_or_else(|| ends.wait());
-        waiting.release();
+        waiting.release(matches!(end, End::Gone(_)));
         end
     });
     if let Ok(end) = &result {
         let level = if matches!(end, End::Gone(_)) { log::Level::Warn } else { log::Level::Info };
         log::log!(level, "{}: {end}", mountpoint.display());
     }
-    finish(tree, &ends, guardians);
+    let gone = matches!(result, Ok(End::Gone(_)));
+    finish(tree, &ends, guardians, gone);
     result
 }
 
 /// Gives back all that the mount holds, then has it detached.
-fn finish(tree: Arc<Tree>, ends: &Ends, guardians: Guardians) {
-    if !ends.finish(PATIENCE, move || tree.release()) {
+fn finish(tree: Arc<Tree>, ends: &Ends, guardians: Guardians, gone: bool) {
+    if !ends.finish(PATIENCE, move || tree.release(gone)) {
         log::warn!("the VM's manager does not answer; leaving");
     }
     guardians.finish();

@@ -10,22 +10,26 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BsdFileFlags, Errno, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, PollEvents, PollFlags, PollNotifier,
+    BsdFileFlags, Errno, FileHandle, FileType, Filesystem, INodeNo, InitFlags,
+    IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier,
     RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl,
     ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
+use rustix::fs::OFlags;
 
-use super::attr::NAME_TTL;
 use super::inodes::Inodes;
 use super::passthrough::Passthrough;
 use super::requests::{Access, Core, caller};
-use crate::error::FsError;
-use crate::tree::{Place, Shape};
 
 /// lseek(2) whence of sparse files (include/uapi/linux/fs.h).
 const SEEK_DATA: i32 = 3;
 const SEEK_HOLE: i32 = 4;
+
+/// What a file that never blocks is ready for.
+const ALWAYS: PollEvents = PollEvents::POLLIN
+    .union(PollEvents::POLLOUT)
+    .union(PollEvents::POLLRDNORM)
+    .union(PollEvents::POLLWRNORM);
 
 /// The filesystem that fuser calls.
 pub struct Adapter {
@@ -36,36 +40,6 @@ pub struct Adapter {
 impl Adapter {
     pub fn new(core: Arc<Core>, ended: impl FnOnce() + Send + Sync + 'static) -> Self {
         Self { core, ended: Some(Box::new(ended)) }
-    }
-
-    fn open_flags(&self, place: Place) -> FopenFlags {
-        let direct = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH;
-        match self.core.tree.shape(place) {
-            Shape::Bytes(_) | Shape::Block => direct | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES,
-            Shape::Dir | Shape::Content { .. } => direct,
-        }
-    }
-}
-
-impl Adapter {
-    /// Refuses a change to the tree, which only vmtree itself makes.
-    fn forbid(&self, request: &Request, parent: INodeNo, name: &OsStr) -> Errno {
-        let error = FsError::NotPermitted(
-            "the files are the VM's parts: none can be made, moved or removed".to_owned(),
-        );
-        self.refuse(request, parent, name, &error)
-    }
-
-    /// Refuses to create a file.
-    fn no_such(&self, request: &Request, parent: INodeNo, name: &OsStr) -> Errno {
-        let error =
-            FsError::NoEntry("there is no such file, and none can be created; README lists them".to_owned());
-        self.refuse(request, parent, name, &error)
-    }
-
-    fn refuse(&self, request: &Request, parent: INodeNo, name: &OsStr, error: &FsError) -> Errno {
-        let dir = self.core.place(parent.0).unwrap_or(Place::ROOT);
-        self.core.refuse(caller(request), dir, Some(&name.to_string_lossy()), error)
     }
 }
 
@@ -87,25 +61,13 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let caller = caller(request);
-        let Ok(dir) = self.core.place(parent.0) else { return reply.error(Errno::ENOENT) };
-        let name = name.to_string_lossy();
-        match self.core.tree.child(dir, &name) {
-            Ok(place) => {
-                let ino = self.core.inodes.looked_up(&self.core.tree, place);
-                let attr = self.core.attr(ino, place, caller);
-                // A name with a parameter is forgotten at once; a size may change between two calls.
-                let ttl = if self.core.tree.has_parameter(place) { Duration::ZERO } else { NAME_TTL };
-                reply.entry_with_ttls(&Duration::ZERO, &ttl, &attr, Generation(0));
-            }
-            // A name that means nothing here is every shell's daily bread, and no refusal.
-            Err(FsError::NoEntry(why)) if why.is_empty() => reply.error(Errno::ENOENT),
-            Err(error) => reply.error(self.core.refuse(caller, dir, Some(&name), &error)),
-        }
+        self.core.lookup(caller(request), parent.0, name, reply);
     }
 
     fn forget(&self, _request: &Request, ino: INodeNo, nlookup: u64) {
-        self.core.inodes.forget(ino.0, nlookup);
+        if let Some(place) = self.core.inodes.forget(ino.0, nlookup) {
+            self.core.tree.forget(place, nlookup);
+        }
     }
 
     fn getattr(&self, request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
@@ -166,30 +128,7 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let caller = caller(request);
-        let Ok(place) = self.core.place(ino.0) else { return reply.error(Errno::ENOENT) };
-        let (read, write) = match flags.acc_mode() {
-            OpenAccMode::O_RDONLY => (true, false),
-            OpenAccMode::O_WRONLY => (false, true),
-            OpenAccMode::O_RDWR => (true, true),
-        };
-        if let Err(error) = self.core.tree.check_open(place, read, write) {
-            return reply.error(self.core.refuse(caller, place, None, &error));
-        }
-        if let (Some(block), Some(passthrough)) = (self.core.tree.block(place), self.core.passthrough.get()) {
-            match passthrough.open(ino.0, &block, &reply) {
-                Ok(Some(backing)) => {
-                    let handle = FileHandle(self.core.handles.open(ino.0));
-                    return reply.opened_passthrough(handle, FopenFlags::FOPEN_NOFLUSH, &backing);
-                }
-                Ok(None) => {}
-                Err(error) => {
-                    log::warn!("ram/{}: the kernel does not pass it through: {error}", block.name);
-                    return reply.error(Errno::EIO);
-                }
-            }
-        }
-        reply.opened(FileHandle(self.core.handles.open(ino.0)), self.open_flags(place));
+        self.core.open(ino.0, caller(request), flags, reply);
     }
 
     fn release(
@@ -202,10 +141,7 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.core.handles.close(handle.0);
-        if let Some(passthrough) = self.core.passthrough.get() {
-            passthrough.release(ino.0);
-        }
+        self.core.close(ino.0, handle.0);
         reply.ok();
     }
 
@@ -216,13 +152,15 @@ impl Filesystem for Adapter {
         handle: FileHandle,
         offset: u64,
         size: u32,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
         let Ok(place) = self.core.place(ino.0) else { return reply.error(Errno::ENOENT) };
         let access = Access { place, handle: handle.0, offset, caller: caller(request) };
-        self.core.read(access, size as usize, reply);
+        // As it is now: F_SETFL may have changed it.
+        let wait = flags.0 as u32 & OFlags::NONBLOCK.bits() == 0;
+        self.core.read(access, size as usize, wait, reply);
     }
 
     fn write(
@@ -300,7 +238,7 @@ impl Filesystem for Adapter {
         _flags: i32,
         reply: ReplyCreate,
     ) {
-        reply.error(self.no_such(request, parent, name));
+        reply.error(self.core.no_such(caller(request), parent.0, name));
     }
 
     fn mknod(
@@ -313,7 +251,7 @@ impl Filesystem for Adapter {
         _rdev: u32,
         reply: ReplyEntry,
     ) {
-        reply.error(self.no_such(request, parent, name));
+        reply.error(self.core.no_such(caller(request), parent.0, name));
     }
 
     fn mkdir(
@@ -325,15 +263,15 @@ impl Filesystem for Adapter {
         _umask: u32,
         reply: ReplyEntry,
     ) {
-        reply.error(self.forbid(request, parent, name));
+        self.core.make_dir(caller(request), parent.0, name, reply);
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply.error(self.forbid(request, parent, name));
+        reply.error(self.core.forbid(caller(request), parent.0, name));
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply.error(self.forbid(request, parent, name));
+        self.core.remove_dir(caller(request), parent.0, name, reply);
     }
 
     fn rename(
@@ -346,7 +284,7 @@ impl Filesystem for Adapter {
         _flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        reply.error(self.forbid(request, parent, name));
+        reply.error(self.core.forbid(caller(request), parent.0, name));
     }
 
     fn ioctl(
@@ -367,19 +305,17 @@ impl Filesystem for Adapter {
         &self,
         _request: &Request,
         _ino: INodeNo,
-        _handle: FileHandle,
-        _notifier: PollNotifier,
+        handle: FileHandle,
+        notifier: PollNotifier,
         events: PollEvents,
-        _flags: PollFlags,
+        flags: PollFlags,
         reply: ReplyPoll,
     ) {
-        // A file that never blocks is always ready (poll(2)).
-        reply.poll(
-            events
-                & (PollEvents::POLLIN
-                    | PollEvents::POLLOUT
-                    | PollEvents::POLLRDNORM
-                    | PollEvents::POLLWRNORM),
-        );
+        let notifier = flags.contains(PollFlags::FUSE_POLL_SCHEDULE_NOTIFY).then_some(notifier);
+        reply.poll(match self.core.stream(handle.0) {
+            Some(stream) => stream.poll(events, notifier),
+            // A file that never blocks is always ready (poll(2)).
+            None => events & ALWAYS,
+        });
     }
 }

@@ -1,4 +1,5 @@
-//! Open files. A file of generated content keeps, for later offsets, what its read at offset 0 made.
+//! Open files. A file of generated content keeps, for later offsets, what its read at offset 0 made; an event file is
+//! a reader of its own.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -6,13 +7,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
+use super::stream::Stream;
+
 /// What one open file remembers.
 pub struct OpenFile {
     ino: u64,
     content: Mutex<Option<Arc<Vec<u8>>>>,
+    stream: Option<Arc<Stream>>,
 }
 
 impl OpenFile {
+    /// Its stream, if it is an event file.
+    pub fn stream(&self) -> Option<&Arc<Stream>> {
+        self.stream.as_ref()
+    }
+
     /// What the last read at offset 0 made.
     pub fn content(&self) -> Option<Arc<Vec<u8>>> {
         self.content.lock().clone()
@@ -34,8 +43,17 @@ pub struct Handles {
 impl Handles {
     /// Opens one of this inode and returns its number.
     pub fn open(&self, ino: u64) -> u64 {
+        self.add(ino, None)
+    }
+
+    /// Opens an event file and returns its number.
+    pub fn open_stream(&self, ino: u64, stream: Arc<Stream>) -> u64 {
+        self.add(ino, Some(stream))
+    }
+
+    fn add(&self, ino: u64, stream: Option<Arc<Stream>>) -> u64 {
         let number = self.next.fetch_add(1, Ordering::Relaxed) + 1;
-        self.open.write().insert(number, Arc::new(OpenFile { ino, content: Mutex::default() }));
+        self.open.write().insert(number, Arc::new(OpenFile { ino, content: Mutex::default(), stream }));
         number
     }
 
@@ -49,8 +67,8 @@ impl Handles {
         self.open.read().get(&number).cloned()
     }
 
-    /// Closes one.
-    pub fn close(&self, number: u64) {
-        self.open.write().remove(&number);
+    /// Closes one, and returns what it was.
+    pub fn close(&self, number: u64) -> Option<Arc<OpenFile>> {
+        self.open.write().remove(&number)
     }
 }

@@ -1,6 +1,6 @@
 //! Inode numbers. Those of the table are computed; a name with a parameter gets one for as long as the kernel knows it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use parking_lot::Mutex;
 
@@ -10,9 +10,20 @@ const ROOT: u64 = 1;
 /// Numbers from here on are given out; those below are computed.
 const GIVEN_OUT: u64 = 1 << 63;
 
+/// A file whose name has a parameter.
+struct Given {
+    place: Place,
+    lookups: u64,
+    /// The directory and the names it was looked up by; any order of the parameters is the same file.
+    parent: u64,
+    names: HashSet<String>,
+    /// Whether it was not looked up since the last sweep.
+    idle: bool,
+}
+
 #[derive(Default)]
 struct State {
-    places: HashMap<u64, (Place, u64)>,
+    places: HashMap<u64, Given>,
     numbers: HashMap<Place, u64>,
     next: u64,
 }
@@ -26,10 +37,10 @@ impl Inodes {
     pub fn place(&self, ino: u64) -> Option<Place> {
         match ino {
             ROOT => Some(Place::ROOT),
-            GIVEN_OUT.. => self.0.lock().places.get(&ino).map(|(place, _)| *place),
+            GIVEN_OUT.. => self.0.lock().places.get(&ino).map(|given| given.place),
             _ => {
-                let row = (ino >> 32).checked_sub(1)?;
-                Some(Place { row: row as u16, vcpu: (ino >> 16) as u16, item: ino as u16, param: 0 })
+                let row = (ino >> 48).checked_sub(1)?;
+                Some(Place { row: row as u16, vcpu: (ino >> 32) as u16, item: ino as u32, param: 0 })
             }
         }
     }
@@ -39,13 +50,13 @@ impl Inodes {
         match place {
             Place::ROOT => ROOT,
             Place { row, vcpu, item, .. } => {
-                (u64::from(row) + 1) << 32 | u64::from(vcpu) << 16 | u64::from(item)
+                (u64::from(row) + 1) << 48 | u64::from(vcpu) << 32 | u64::from(item)
             }
         }
     }
 
-    /// The number of a place for an answer to lookup, which the kernel counts until it forgets.
-    pub fn looked_up(&self, tree: &Tree, place: Place) -> u64 {
+    /// The number of a place for an answer to lookup of `name`, which the kernel counts until it forgets.
+    pub fn looked_up(&self, tree: &Tree, place: Place, name: &str) -> u64 {
         if !tree.has_parameter(place) {
             return Self::number(place);
         }
@@ -56,23 +67,51 @@ impl Inodes {
             GIVEN_OUT + state.next
         });
         state.numbers.insert(place, ino);
-        state.places.entry(ino).or_insert((place, 0)).1 += 1;
+        let parent = Self::number(tree.parent(place));
+        let given = state.places.entry(ino).or_insert_with(|| Given {
+            place,
+            lookups: 0,
+            parent,
+            names: HashSet::new(),
+            idle: false,
+        });
+        given.lookups += 1;
+        given.idle = false;
+        if !given.names.contains(name) {
+            given.names.insert(name.to_owned());
+        }
         ino
     }
 
-    /// The kernel forgets `count` lookups of an inode.
-    pub fn forget(&self, ino: u64, count: u64) {
+    /// The kernel forgets `count` lookups of an inode; what place that is of, if its name has a parameter.
+    pub fn forget(&self, ino: u64, count: u64) -> Option<Place> {
         if ino < GIVEN_OUT {
-            return;
+            return None;
         }
         let mut state = self.0.lock();
-        let Some((place, lookups)) = state.places.get_mut(&ino) else { return };
-        *lookups = lookups.saturating_sub(count);
-        if *lookups == 0 {
-            let place = *place;
+        let given = state.places.get_mut(&ino)?;
+        given.lookups = given.lookups.saturating_sub(count);
+        let place = given.place;
+        if given.lookups == 0 {
             state.places.remove(&ino);
             state.numbers.remove(&place);
         }
+        Some(place)
+    }
+
+    /// The names with parameters that nobody looked up since the last sweep, but for files that are `open`, each with
+    /// the number of its directory. The kernel keeps such names until it lacks memory, and what they mean is kept here
+    /// as long.
+    pub fn sweep(&self, open: &HashSet<u64>) -> Vec<(u64, String)> {
+        let mut idle = Vec::new();
+        for (ino, given) in &mut self.0.lock().places {
+            if given.idle && !open.contains(ino) {
+                let parent = given.parent;
+                idle.extend(given.names.drain().map(|name| (parent, name)));
+            }
+            given.idle = true;
+        }
+        idle
     }
 }
 
@@ -87,6 +126,7 @@ mod tests {
             Place::ROOT,
             Place { row: 1, vcpu: 0, item: 0, param: 0 },
             Place { row: 17, vcpu: 63, item: 54, param: 0 },
+            Place { row: 40, vcpu: u16::MAX, item: u32::MAX, param: 0 },
         ] {
             assert_eq!(inodes.place(Inodes::number(place)), Some(place));
         }

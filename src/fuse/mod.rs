@@ -2,12 +2,15 @@
 
 mod adapter;
 mod attr;
+mod changes;
 mod fresh;
 mod handles;
 mod inodes;
+mod opens;
 mod parked;
 mod passthrough;
 mod requests;
+mod stream;
 
 use std::io;
 use std::path::Path;
@@ -24,10 +27,18 @@ use requests::Core;
 pub struct Waiting(Arc<Core>);
 
 impl Waiting {
-    /// Answers everybody who waits now, and from now on at once.
-    pub fn release(&self) {
-        self.0.parked.end();
+    /// Answers everybody who waits now, and from now on at once; `gone` where the VM is. Readers of events find the end
+    /// of the file, or, without a VM, ENODEV.
+    pub fn release(&self, gone: bool) {
+        self.0.parked.end(gone);
     }
+}
+
+/// CLOCK_MONOTONIC in ns, for the time of events.
+#[must_use]
+pub fn monotonic() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    (now.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(now.tv_nsec as u64)
 }
 
 /// Mounts `tree` and serves it by background threads; returns once the mount answers. Files belong to `owner` (uid,

@@ -5,11 +5,12 @@
 //! found by looking at its pending signals in /proc.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use fuser::{ReplyData, ReplyWrite};
+use fuser::{ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite};
 use parking_lot::{Condvar, Mutex};
 use vmtree_api::{Cancel, Error, ErrorKind};
 
@@ -30,8 +31,16 @@ const UNSEEN: Duration = Duration::from_millis(500);
 pub enum Reply {
     /// To a read.
     Data(ReplyData),
+    /// To a read of an event file: it waits as long as it takes, and the end of the mount is the end of the file.
+    Event(ReplyData),
     /// To a write.
     Write(ReplyWrite),
+    /// To an open.
+    Open(ReplyOpen),
+    /// To a mkdir.
+    Entry(ReplyEntry),
+    /// To a rmdir.
+    Empty(ReplyEmpty),
 }
 
 impl Reply {
@@ -39,14 +48,27 @@ impl Reply {
     pub fn error(self, errno: Errno) {
         let errno = fuser::Errno::from_i32(errno as i32);
         match self {
-            Self::Data(reply) => reply.error(errno),
+            Self::Data(reply) | Self::Event(reply) => reply.error(errno),
             Self::Write(reply) => reply.error(errno),
+            Self::Open(reply) => reply.error(errno),
+            Self::Entry(reply) => reply.error(errno),
+            Self::Empty(reply) => reply.error(errno),
+        }
+    }
+
+    /// Answers because the mount has ended, with the VM (`gone`) or without it.
+    fn ended(self, gone: bool) {
+        match self {
+            Self::Event(reply) if !gone => reply.data(&[]),
+            reply => reply.error(Errno::ENODEV),
         }
     }
 }
 
-struct Waiting {
-    reply: Reply,
+/// A request that waits.
+pub struct Waiting {
+    /// Where its answer goes.
+    pub reply: Reply,
     caller: Caller,
     place: Place,
     since: Instant,
@@ -56,8 +78,8 @@ struct Waiting {
 #[derive(Default)]
 struct State {
     waiting: HashMap<u64, Waiting>,
-    next: u64,
-    ended: bool,
+    /// That the mount has ended, and whether the VM is gone.
+    ended: Option<bool>,
 }
 
 /// Takes note of a request that ended without the answer it waited for.
@@ -66,6 +88,7 @@ type Note = dyn Fn(Caller, Place, &FsError) + Send + Sync;
 /// The requests that wait.
 pub struct Parked {
     state: Mutex<State>,
+    next: AtomicU64,
     more: Condvar,
     deadline: Duration,
     note: Box<Note>,
@@ -82,7 +105,17 @@ pub struct Ticket {
 impl Ticket {
     /// The reply, unless the waiting has ended otherwise.
     pub fn take(self) -> Option<Reply> {
-        self.parked.state.lock().waiting.remove(&self.number).map(|waiting| waiting.reply)
+        self.claim().map(|waiting| waiting.reply)
+    }
+
+    /// Takes the request out, so that nobody else answers it meanwhile; `None` where its waiting has ended.
+    pub fn claim(&self) -> Option<Waiting> {
+        self.parked.state.lock().waiting.remove(&self.number)
+    }
+
+    /// Puts a claimed request back, to wait on.
+    pub fn put_back(&self, waiting: Waiting) {
+        self.parked.insert(self.number, waiting);
     }
 }
 
@@ -92,8 +125,8 @@ impl Parked {
         deadline: Duration,
         note: impl Fn(Caller, Place, &FsError) + Send + Sync + 'static,
     ) -> Arc<Self> {
-        let (state, more) = Default::default();
-        let parked = Arc::new(Self { state, more, deadline, note: Box::new(note) });
+        let (state, next, more) = Default::default();
+        let parked = Arc::new(Self { state, next, more, deadline, note: Box::new(note) });
         let watched = Arc::downgrade(&parked);
         let watcher = thread::Builder::new().name("vmtree-signals".to_owned()).spawn(move || watch(&watched));
         if let Err(error) = watcher {
@@ -105,27 +138,33 @@ impl Parked {
     /// Parks the reply of a request to `place`. None once the mount ends: it is answered then.
     pub fn park(self: &Arc<Self>, caller: Caller, place: Place, reply: Reply) -> Option<Ticket> {
         let cancel = Cancel::default();
-        let mut state = self.state.lock();
-        if state.ended {
-            drop(state);
-            reply.error(Errno::ENODEV);
-            return None;
-        }
-        state.next += 1;
-        let number = state.next;
         let waiting = Waiting { reply, caller, place, since: Instant::now(), cancel: cancel.clone() };
-        state.waiting.insert(number, waiting);
-        self.more.notify_one();
-        Some(Ticket { parked: self.clone(), number, cancel })
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let parked = self.insert(number, waiting);
+        parked.then(|| Ticket { parked: self.clone(), number, cancel })
     }
 
-    /// Answers everybody, and from now on everybody at once.
-    pub fn end(&self) {
+    /// Has a request wait, or answers it if the mount has ended; returns whether it waits.
+    fn insert(&self, number: u64, waiting: Waiting) -> bool {
         let mut state = self.state.lock();
-        state.ended = true;
+        if let Some(gone) = state.ended {
+            drop(state);
+            waiting.cancel.raise();
+            waiting.reply.ended(gone);
+            return false;
+        }
+        state.waiting.insert(number, waiting);
+        self.more.notify_one();
+        true
+    }
+
+    /// Answers everybody, and from now on everybody at once; `gone` where the VM is.
+    pub fn end(&self, gone: bool) {
+        let mut state = self.state.lock();
+        let gone = *state.ended.get_or_insert(gone);
         for (_, waiting) in state.waiting.drain() {
             waiting.cancel.raise();
-            waiting.reply.error(Errno::ENODEV);
+            waiting.reply.ended(gone);
         }
         self.more.notify_one();
     }
@@ -133,25 +172,26 @@ impl Parked {
     /// Waits until somebody is parked; false once the mount has ended.
     fn wait_for_callers(&self) -> bool {
         let mut state = self.state.lock();
-        if state.waiting.is_empty() && !state.ended {
+        if state.waiting.is_empty() && state.ended.is_none() {
             self.more.wait_for(&mut state, Duration::from_secs(1));
         }
-        !state.ended
+        state.ended.is_none()
     }
 
     /// Ends the waiting of those who are being killed and of those who waited too long.
     fn look(&self) {
-        let callers: Vec<(u64, u32, bool, Duration)> = {
+        let callers: Vec<(u64, u32, bool, bool, Duration)> = {
             let state = self.state.lock();
             let seen = |(number, waiting): (&u64, &Waiting)| {
-                let reads = matches!(waiting.reply, Reply::Data(_));
-                (*number, waiting.caller.pid, reads, waiting.since.elapsed())
+                let endless = matches!(waiting.reply, Reply::Event(_));
+                let reads = endless || matches!(waiting.reply, Reply::Data(_));
+                (*number, waiting.caller.pid, reads, endless, waiting.since.elapsed())
             };
             state.waiting.iter().map(seen).collect()
         };
-        for (number, pid, reads, waited) in callers {
+        for (number, pid, reads, endless, waited) in callers {
             let errno = match pid {
-                _ if waited >= self.deadline => Errno::ETIMEDOUT,
+                _ if !endless && waited >= self.deadline => Errno::ETIMEDOUT,
                 0 if reads && waited >= UNSEEN => Errno::EINTR,
                 0 => continue,
                 _ if signal_pending(pid) => Errno::EINTR,

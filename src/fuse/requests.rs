@@ -11,9 +11,10 @@ use super::handles::Handles;
 use super::inodes::Inodes;
 use super::parked::{Parked, Reply};
 use super::passthrough::{self, Passthrough};
+use super::stream::Stream;
 use crate::error::{FsError, FsResult};
 use crate::jobs::Jobs;
-use crate::tree::{Caller, Ctx, Place, Shape, Tree};
+use crate::tree::{Caller, Ctx, Place, Shape, Tree, check_length};
 
 /// What all threads of a mount share.
 pub struct Core {
@@ -79,7 +80,14 @@ impl Core {
     }
 
     /// Serves a read: here if that is quick, else by a worker.
-    pub fn read(self: &Arc<Self>, access: Access, size: usize, reply: ReplyData) {
+    /// An event file without events has its reader wait, if that is wanted.
+    pub fn read(self: &Arc<Self>, access: Access, size: usize, wait: bool, reply: ReplyData) {
+        if matches!(self.tree.shape(access.place), Shape::Stream) {
+            return match self.stream(access.handle) {
+                Some(stream) => stream.read(&self.parked, (access.caller, access.place), size, wait, reply),
+                None => reply.error(fuser::Errno::EBADF),
+            };
+        }
         if self.tree.pace(access.place) == Pace::Prompt {
             return self.read_now(access, size, &Cancel::default(), || Some(reply));
         }
@@ -115,7 +123,7 @@ impl Core {
         let result = match self.tree.shape(access.place) {
             Shape::Bytes(bytes) => bytes.read(&ctx, access.offset, size, &mut answer),
             Shape::Block => read_block(&self.tree, access, size, &mut answer),
-            Shape::Dir | Shape::Content { .. } => self.content(&ctx, access).map(|content| {
+            Shape::Dir | Shape::Stream | Shape::Content { .. } => self.content(&ctx, access).map(|content| {
                 let start = usize::try_from(access.offset).unwrap_or(usize::MAX).min(content.len());
                 let end = start.saturating_add(size).min(content.len());
                 answer(content.get(start..end).unwrap_or_default());
@@ -171,10 +179,26 @@ impl Core {
             Shape::Bytes(_) | Shape::Block if self.tree.options().ro => Err(FsError::read_only()),
             Shape::Bytes(bytes) => bytes.write(&ctx, access.offset, data),
             Shape::Block => passthrough::write_at(&self.tree, access.place, access.offset, data),
+            Shape::Stream => self.answer_event(access, data),
             // The offset of a write to generated content means nothing: it is a command.
             Shape::Dir | Shape::Content { .. } => self.tree.store(&ctx, data).map(|()| data.len()),
         };
         result.map_err(|error| self.refuse(access.caller, access.place, None, &error))
+    }
+}
+
+impl Core {
+    /// An open event file.
+    pub fn stream(&self, handle: u64) -> Option<Arc<Stream>> {
+        self.handles.get(handle)?.stream().cloned()
+    }
+
+    /// Takes the answer to a held event: at once, so that it gets through whatever the workers wait for.
+    fn answer_event(&self, access: Access, data: &[u8]) -> FsResult<usize> {
+        let closed = || FsError::NoEntry("this file is closed".to_owned());
+        let stream = self.stream(access.handle).ok_or_else(closed)?;
+        check_length(data)?;
+        stream.write(&self.tree, data).map(|()| data.len())
     }
 }
 

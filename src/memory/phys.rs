@@ -57,22 +57,39 @@ impl GuestMemory {
         if first.data && first.bytes == len && self.driver.memory().lend(Gpa(offset), len, take)? {
             return Ok(());
         }
+        self.read_by(&map, offset, len, &mut |at, part| self.copy(at, part), take)
+    }
+
+    /// As [`GuestMemory::read`] of a range below the end of RAM, each piece of it that holds data copied by `copy`.
+    pub(super) fn read_by(
+        &self,
+        map: &MemoryMap,
+        offset: u64,
+        len: usize,
+        copy: &mut dyn FnMut(u64, &mut [u8]) -> FsResult<usize>,
+        take: &mut dyn FnMut(&[u8]),
+    ) -> FsResult<()> {
         let mut buf = vec![0; len];
-        let done = self.fill(&map, offset, &mut buf)?;
+        let done = self.fill(map, offset, &mut buf, copy)?;
         take(buf.get(..done).unwrap_or_default());
         Ok(())
     }
 
-    /// Fills `buf` from `gpa` on and returns how far it came; as [`GuestMemory::read`], but into a buffer that is
-    /// zeroed and lies below the end of RAM.
-    fn fill(&self, map: &MemoryMap, offset: u64, buf: &mut [u8]) -> FsResult<usize> {
+    /// Fills `buf`, which is zeroed, from `offset` on and returns how far it came.
+    fn fill(
+        &self,
+        map: &MemoryMap,
+        offset: u64,
+        buf: &mut [u8],
+        copy: &mut dyn FnMut(u64, &mut [u8]) -> FsResult<usize>,
+    ) -> FsResult<usize> {
         let mut done = 0;
         while let Some(rest) = buf.get_mut(done..).filter(|rest| !rest.is_empty()) {
             let at = offset + done as u64;
             let piece = piece(map, at, rest.len());
             let Some(part) = rest.get_mut(..piece.bytes) else { break };
             let got = match (piece.data, self.holes) {
-                (true, _) => self.copy(at, part),
+                (true, _) => copy(at, part),
                 (false, Holes::Zero) => Ok(piece.bytes),
                 (false, Holes::Error) => Err(hole(at)),
             };
@@ -141,6 +158,20 @@ impl GuestMemory {
     /// # Errors
     /// Nothing was written.
     pub fn write(&self, offset: u64, data: &[u8]) -> FsResult<usize> {
+        self.write_by(offset, data, &mut |at, part| {
+            let written = self.driver.memory().write(Gpa(at), part);
+            self.cache.forget(at, part.len() as u64);
+            Ok(written?)
+        })
+    }
+
+    /// As [`GuestMemory::write`], each piece of it that holds data stored by `store`.
+    pub(super) fn write_by(
+        &self,
+        offset: u64,
+        data: &[u8],
+        store: &mut dyn FnMut(u64, &[u8]) -> FsResult<usize>,
+    ) -> FsResult<usize> {
         let map = self.map();
         let mut done = 0;
         while let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) {
@@ -150,11 +181,9 @@ impl GuestMemory {
                 break;
             }
             let part = rest.get(..piece.bytes).unwrap_or(rest);
-            let written = self.driver.memory().write(Gpa(at), part);
-            self.cache.forget(at, part.len() as u64);
-            match written {
+            match store(at, part) {
                 Ok(bytes) => done += bytes,
-                Err(error) if done == 0 => return Err(error.into()),
+                Err(error) if done == 0 => return Err(error),
                 Err(_) => break,
             }
             if done < (at - offset) as usize + part.len() {
@@ -193,7 +222,7 @@ fn hole(offset: u64) -> FsError {
     FsError::NoMemory(format!("there is no memory at {offset:#x}; mem.map shows where there is"))
 }
 
-fn clip(offset: u64, len: usize, end: u64) -> usize {
+pub(super) fn clip(offset: u64, len: usize, end: u64) -> usize {
     usize::try_from(end.saturating_sub(offset)).map_or(len, |rest| rest.min(len))
 }
 

@@ -1,7 +1,7 @@
 //! Virtual memory through a vCPU's page tables: file offset = guest-virtual address without its top bit.
 
 use vmtree_api::x86::{Fault, PagingMode, Walk, walk};
-use vmtree_api::{Gpa, Gva, PAGE_SIZE};
+use vmtree_api::{Gpa, Gva};
 
 use super::GuestMemory;
 use crate::error::{FsError, FsResult};
@@ -85,27 +85,10 @@ impl<'a> VirtualMemory<'a> {
         len: usize,
         each: &mut dyn FnMut(Gpa, std::ops::Range<usize>) -> FsResult<usize>,
     ) -> FsResult<usize> {
-        let mut done = 0;
-        while done < len {
-            let Some(at) = gva.checked_add(done as u64) else { break };
-            let bytes = (len - done).min((PAGE_SIZE - at.page_offset()) as usize);
-            let step = match self.translate(at) {
-                Ok(Ok(found)) => each(found.gpa, done..done + bytes),
-                Ok(Err(fault)) => Err(unmapped(at, fault)),
-                Err(error) => Err(error),
-            };
-            match step {
-                Ok(part) => {
-                    done += part;
-                    if part < bytes {
-                        break;
-                    }
-                }
-                Err(error) if done == 0 => return Err(error),
-                Err(_) => break,
-            }
-        }
-        Ok(done)
+        super::each_page(gva.0, len, |at, range| match self.translate(Gva(at))? {
+            Ok(found) => each(found.gpa, range),
+            Err(fault) => Err(unmapped(Gva(at), fault)),
+        })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use vmtree_api::events::EventKind;
+use vmtree_api::events::{Action, EventKind};
 use vmtree_api::{Driver, Missing};
 
 use super::Ctx;
@@ -19,12 +19,21 @@ pub fn show(ctx: &Ctx<'_>) -> FsResult<Vec<u8>> {
     let mut shown = String::new();
     for kept in text.lines() {
         match kept.strip_suffix(" yes") {
-            Some(what @ ("pause" | "step" | "injection")) => line(&mut shown, what, Err(read_only.clone())),
+            Some(what) if changes(what) => line(&mut shown, what, Err(read_only.clone())),
             _ => shown.extend([kept, "\n"]),
         }
     }
     line(&mut shown, "write", Err(read_only));
     Ok(shown.into_bytes())
+}
+
+/// Whether what a line is of changes the VM: observing events does not, answering them does.
+fn changes(what: &str) -> bool {
+    let answers = |what: &str| {
+        let action = what.rsplit_once(' ').map_or("", |(_, action)| action);
+        Action::ALL.iter().any(|known| known.name() == action)
+    };
+    matches!(what, "pause" | "step" | "views" | "injection") || what.starts_with("event ") && answers(what)
 }
 
 /// What a driver can do, for `vmtree info` too.

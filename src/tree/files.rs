@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::row::Need;
+use super::row::{Need, Shape};
 use super::{Ctx, Tree};
 use crate::error::FsResult;
 
@@ -22,12 +22,17 @@ const EXAMPLES: &[(Need, &str)] = &[
     (Need::Execution, "echo pause > ctl; cat state                it stands still until 'resume'"),
     (Need::Registers, "cat vcpu/0/regs/all                        one instant of a vCPU"),
     (Need::Registers, "echo 'rax=1 rbx=2' > vcpu/0/regs/all       both are set, or none"),
+    (Need::Events, "cat events/cr3                             every change of address space, as it happens"),
+    (Need::Events, "exec 3<>events/msr; read e <&3; echo 1 continue >&3    the vCPU waits for the answer"),
+    (Need::Slat, "echo '0x1000-0x3000 r-x' > views/0/access  writes there raise events/slat"),
+    (Need::Views, "mkdir views/hooks; echo hooks > view       run on another view of memory"),
 ];
 
 /// The files of this tree, one screen.
 pub fn readme(ctx: &Ctx<'_>) -> FsResult<Vec<u8>> {
     let mut text = HEAD.to_owned();
-    for row in Tree::rows().iter().skip(1) {
+    // Directories show themselves.
+    for row in Tree::rows().iter().filter(|row| !matches!(row.shape, Shape::Dir)) {
         if row.need.met(ctx.tree.driver()).is_err() {
             continue;
         }

@@ -1,17 +1,22 @@
 //! The tree of files, without FUSE: what is there, what it shows, and what it takes.
 
+mod access;
 pub mod capabilities;
 mod control;
+mod events;
 mod files;
 pub mod info;
+mod interned;
 mod mem;
 mod names;
 mod place;
 mod refusals;
 mod regs;
+mod remap;
 mod row;
 mod table;
 mod vcpu;
+mod views;
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -20,6 +25,7 @@ use parking_lot::Mutex;
 use vmtree_api::{Block, Cancel, Driver, Pace, Pause, RegId, VcpuId};
 
 use crate::error::{FsError, FsResult};
+use crate::events::{Clock, Hub};
 use crate::memory::{GuestMemory, PageCache};
 use crate::text::options::Options;
 
@@ -29,12 +35,22 @@ pub use place::Place;
 pub use refusals::Refusal;
 pub use row::{Bytes, Row, Shape};
 
+use interned::Interned;
 use refusals::Refusals;
 use row::Work;
 use table::{TABLE, row};
+use views::ViewTable;
 
 /// The longest write that a control or register file takes.
 const LONGEST_WRITE: usize = 128 << 10;
+
+/// Checks the length of a write to a file of text.
+///
+/// # Errors
+/// [`FsError::TooLong`].
+pub fn check_length(data: &[u8]) -> FsResult<()> {
+    if data.len() > LONGEST_WRITE { Err(FsError::TooLong(data.len())) } else { Ok(()) }
+}
 
 /// Who makes a request.
 #[derive(Clone, Copy, Debug, Default)]
@@ -55,6 +71,10 @@ pub struct Tree {
     /// The names of all blocks of RAM ever seen; a block's place is its index here, whatever comes and goes beside it.
     blocks: Mutex<Vec<Arc<str>>>,
     refusals: Refusals,
+    hub: Arc<Hub>,
+    views: ViewTable,
+    /// The event files whose names have parameters.
+    filters: Interned,
     /// How ram/* is served, told by the adapter once it knows.
     passthrough: OnceLock<String>,
 }
@@ -93,13 +113,17 @@ pub struct Attr {
 }
 
 impl Tree {
-    /// The tree of an open VM; `source` is what the user mounted.
+    /// The tree of an open VM; `source` is what the user mounted, and `clock` tells the time of events.
     #[must_use]
-    pub fn new(driver: Arc<dyn Driver>, source: String, options: Options) -> Arc<Self> {
+    pub fn new(driver: Arc<dyn Driver>, source: String, options: Options, clock: Clock) -> Arc<Self> {
         let cache = PageCache::new(options.cache_bytes, Duration::from_millis(options.cache_ms));
         let memory = GuestMemory::new(driver.clone(), cache, options.holes);
+        let hub = Hub::new(driver.clone(), options.reply_timeout, clock);
         Arc::new(Self {
             driver,
+            hub,
+            views: ViewTable::default(),
+            filters: Interned::default(),
             memory,
             options,
             source,
@@ -133,8 +157,13 @@ impl Tree {
         &*self.driver
     }
 
-    /// Gives back what this mount holds of the VM. May be called more than once.
-    pub fn release(&self) {
+    /// Gives back what this mount holds of the VM: events and their vCPUs, permissions, views, its pause. `gone` where
+    /// the VM is. May be called more than once.
+    pub fn release(&self, gone: bool) {
+        self.hub.end(gone);
+        if !gone {
+            self.undo_views();
+        }
         if let Err(error) = control::give_back(self) {
             log::warn!("giving the VM back: {error}");
         }
@@ -147,7 +176,7 @@ impl Tree {
         let ctx = Ctx { tree: self, place, caller, cancel: &cancel };
         let row = row(place.row);
         let (size, allocated) = match &row.shape {
-            Shape::Dir => (0, 0),
+            Shape::Dir | Shape::Stream => (0, 0),
             Shape::Content { size: Some(size), .. } => (size(&ctx), size(&ctx)),
             Shape::Content { show: Some(show), work: Work::Prompt, .. } => {
                 let size = show(&ctx).map_or(0, |content| content.len() as u64);
@@ -168,10 +197,10 @@ impl Tree {
             Shape::Dir => read | (mode & 0o222) | read >> 2,
             Shape::Content { show, store, .. } => {
                 let register = place::leaf(place.row) == Leaf::EachReg;
-                let writable = store.is_some() && (!register || regs::writable(self, RegId(place.item)));
+                let writable = store.is_some() && (!register || regs::writable(self, RegId(place.item as u16)));
                 (if show.is_some() { read } else { 0 }) | (if writable { write } else { 0 })
             }
-            Shape::Bytes(_) | Shape::Block => read | write,
+            Shape::Bytes(_) | Shape::Block | Shape::Stream => read | write,
         }
     }
 
@@ -181,7 +210,7 @@ impl Tree {
         let work = match &row(place.row).shape {
             Shape::Content { work, .. } => *work,
             Shape::Bytes(bytes) => bytes.work(),
-            Shape::Dir | Shape::Block => Work::Prompt,
+            Shape::Dir | Shape::Block | Shape::Stream => Work::Prompt,
         };
         match work {
             Work::Prompt => Pace::Prompt,
@@ -222,9 +251,7 @@ impl Tree {
         if self.options.ro {
             return Err(FsError::read_only());
         }
-        if data.len() > LONGEST_WRITE {
-            return Err(FsError::TooLong(data.len()));
-        }
+        check_length(data)?;
         match self.shape(ctx.place) {
             Shape::Content { store: Some(store), .. } => store(ctx, data),
             Shape::Dir => Err(FsError::IsADirectory),
@@ -246,6 +273,10 @@ impl Tree {
         }
         if write && perm & 0o222 == 0 {
             return Err(FsError::BadAccess("this file can only be read".to_owned()));
+        }
+        if write && !read && matches!(self.shape(place), Shape::Stream) {
+            let why = "open it read-only to observe, or read-write (exec 3<>FILE) to control";
+            return Err(FsError::BadAccess(why.to_owned()));
         }
         if read && perm & 0o444 == 0 {
             return Err(FsError::BadAccess("this file can only be written".to_owned()));

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use super::Tree;
+use vmtree_api::Missing;
+
+use super::{Tree, views};
 use super::place::{self, Leaf, Place};
 use super::row::Shape;
 use super::table::row;
@@ -31,12 +33,23 @@ impl Tree {
         }
         for below in place::children(dir.row) {
             let Some(place) = self.matches(dir, below, name)? else { continue };
-            return match row(below).need.met(self.driver()) {
+            return match self.has(place) {
                 Ok(()) => Ok(place),
                 Err(missing) => Err(FsError::NoEntry(format!("{name}: {missing}"))),
             };
         }
         Err(FsError::NoEntry(String::new()))
+    }
+
+    /// Whether a place of the table is there.
+    fn has(&self, place: Place) -> Result<(), Missing> {
+        row(place.row).need.met(self.driver())?;
+        match row(place.row).path {
+            "views/{view}/remap" if place.item == views::DEFAULT_ITEM => {
+                Err(Missing::new("the default view shows the guest's own frames").cure("mkdir views/NAME"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// What `name` is under the row `below`, if it is one of its names.
@@ -53,13 +66,15 @@ impl Tree {
                 .arch
                 .register(name)
                 .filter(|id| self.offered().any(|offered| offered == id.0))
-                .map(|id| Place { item: id.0, ..place }),
+                .map(|id| Place { item: u32::from(id.0), ..place }),
             Leaf::EachBlock => {
                 let blocks = self.driver().memory().blocks();
                 let found = blocks.iter().find(|block| &*block.name == name);
                 found.map(|block| Place { item: self.block_item(&block.name), ..place })
             }
-            Leaf::Parameter => name::parse_translate(name)
+            Leaf::EachView => self.views.named(name).map(|view| Place { item: view.item, ..place }),
+            Leaf::EachEvent | Leaf::EventParams => self.event_named(place, name)?,
+            Leaf::Translate => name::parse_translate(name)
                 .map_err(|error| FsError::NoEntry(error.to_string()))?
                 .map(|param| Place { param, ..place }),
         })
@@ -75,10 +90,10 @@ impl Tree {
         }
         let mut all = Vec::new();
         for below in place::children(dir.row) {
-            if row(below).need.met(self.driver()).is_err() {
+            let place = Place { row: below, ..dir };
+            if self.has(place).is_err() {
                 continue;
             }
-            let place = Place { row: below, ..dir };
             let is_dir = matches!(row(below).shape, Shape::Dir);
             let mut add = |name: String, place| all.push(Named { name, place, dir: is_dir });
             match place::leaf(below) {
@@ -87,7 +102,7 @@ impl Tree {
                     self.vcpus().for_each(|vcpu| add(vcpu.to_string(), Place { vcpu, ..place }))
                 }
                 Leaf::EachReg => {
-                    for item in self.offered() {
+                    for item in self.offered().map(u32::from) {
                         add(self.name_of(Place { item, ..place }), Place { item, ..place });
                     }
                 }
@@ -96,7 +111,16 @@ impl Tree {
                         add(block.name.to_string(), Place { item: self.block_item(&block.name), ..place });
                     }
                 }
-                Leaf::Parameter => {}
+                Leaf::EachView => {
+                    let all = self.views.all().into_iter();
+                    all.for_each(|view| add(view.name.to_string(), Place { item: view.item, ..place }));
+                }
+                Leaf::EachEvent => {
+                    for item in self.events_offered() {
+                        add(self.name_of(Place { item, ..place }), Place { item, ..place });
+                    }
+                }
+                Leaf::EventParams | Leaf::Translate => {}
             }
         }
         Ok(all)
@@ -106,8 +130,11 @@ impl Tree {
     #[must_use]
     pub fn parent(&self, place: Place) -> Place {
         let above = place::parent(place.row);
-        let in_vcpu = row(above).path.contains("{vcpu}");
-        Place { row: above, vcpu: if in_vcpu { place.vcpu } else { 0 }, item: 0, param: 0 }
+        let path = row(above).path;
+        let vcpu = if path.contains("{vcpu}") { place.vcpu } else { 0 };
+        // Of all that items stand for, only a view is a directory.
+        let item = if path.contains("{view}") { place.item } else { 0 };
+        Place { row: above, vcpu, item, param: 0 }
     }
 
     /// The path of a place, from the mountpoint on; empty for the root.
@@ -127,32 +154,34 @@ impl Tree {
             Leaf::EachVcpu => place.vcpu.to_string(),
             Leaf::EachReg => {
                 let registers = self.driver().facts().arch.registers();
-                registers.get(usize::from(place.item)).map_or(String::new(), |def| def.name.to_owned())
+                registers.get(place.item as usize).map_or(String::new(), |def| def.name.to_owned())
             }
             Leaf::EachBlock => self.block_name(place).map_or(String::new(), |name| name.to_string()),
-            Leaf::Parameter => format!("translate,gva={:#x}", place.param),
+            Leaf::EachView => self.views.at(place).map_or_else(|_| "(removed)".to_owned(), |view| view.name.to_string()),
+            Leaf::EachEvent | Leaf::EventParams => self.event_name(place),
+            Leaf::Translate => format!("translate,gva={:#x}", place.param),
         }
     }
 
     /// Whether a place has a parameter in its name, so that nothing about the name may be cached.
     #[must_use]
     pub fn has_parameter(&self, place: Place) -> bool {
-        place::leaf(place.row) == Leaf::Parameter
+        matches!(place::leaf(place.row), Leaf::EventParams | Leaf::Translate)
     }
 
     /// The number of a block, the same for as long as the mount lives.
-    fn block_item(&self, name: &Arc<str>) -> u16 {
+    fn block_item(&self, name: &Arc<str>) -> u32 {
         let mut known = self.blocks.lock();
         let item = known.iter().position(|known| known == name).unwrap_or_else(|| {
             known.push(name.clone());
             known.len() - 1
         });
-        item as u16
+        item as u32
     }
 
     /// The name of the block that a place is of.
     pub(super) fn block_name(&self, place: Place) -> Option<Arc<str>> {
-        self.blocks.lock().get(usize::from(place.item)).cloned()
+        self.blocks.lock().get(place.item as usize).cloned()
     }
 
     fn vcpus(&self) -> impl Iterator<Item = u16> {

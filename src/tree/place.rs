@@ -1,4 +1,4 @@
-//! A place in the tree: a row of the table, and which vCPU, register, block or address it is of.
+//! A place in the tree: a row of the table, and which vCPU, register, block, view or kind of event it is of.
 
 use super::table::TABLE;
 
@@ -9,8 +9,8 @@ pub struct Place {
     pub row: u16,
     /// The vCPU, where the row is of each vCPU; else 0.
     pub vcpu: u16,
-    /// The register or block, where the row is of each; else 0.
-    pub item: u16,
+    /// The register, block, view or kind of event, where the row is of each or below one; else 0.
+    pub item: u32,
     /// The parameter that rides in the name, where the row has one; else 0.
     pub param: u64,
 }
@@ -31,8 +31,14 @@ pub enum Leaf {
     EachReg,
     /// A file for each block of RAM.
     EachBlock,
-    /// A name with a parameter, which readdir does not list.
-    Parameter,
+    /// A directory for each view.
+    EachView,
+    /// A file for each kind of event offered, and `all`.
+    EachEvent,
+    /// An event file with parameters in its name, which readdir does not list.
+    EventParams,
+    /// `translate` with its address, which readdir does not list.
+    Translate,
 }
 
 /// The last part of a row's path.
@@ -43,7 +49,10 @@ pub fn leaf(row: u16) -> Leaf {
         "{vcpu}" => Leaf::EachVcpu,
         "{reg}" => Leaf::EachReg,
         "{block}" => Leaf::EachBlock,
-        name if name.contains('{') => Leaf::Parameter,
+        "{view}" => Leaf::EachView,
+        "{event}" => Leaf::EachEvent,
+        "{event params}" => Leaf::EventParams,
+        name if name.contains('{') => Leaf::Translate,
         name => Leaf::Name(name),
     }
 }

@@ -16,7 +16,7 @@ fn read(ctx: &Ctx<'_>) -> FsResult<RegisterSet> {
 
 /// The register that the place is of.
 fn of_place(ctx: &Ctx<'_>) -> FsResult<(RegId, &'static RegDef)> {
-    let id = RegId(ctx.place.item);
+    let id = RegId(ctx.place.item as u16);
     let defs = ctx.tree.driver().facts().arch.registers();
     match defs.get(usize::from(id.0)) {
         Some(def) => Ok((id, def)),

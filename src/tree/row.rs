@@ -1,5 +1,6 @@
 //! What a row of the table can say: what it needs, and what its file is like.
 
+use vmtree_api::events::EventKind;
 use vmtree_api::{Driver, Missing};
 
 use super::Ctx;
@@ -20,6 +21,16 @@ pub enum Need {
     Execution,
     /// Registers or execution: something to show of a vCPU.
     Vcpus,
+    /// Hardware events.
+    Events,
+    /// SLAT permissions: events of violations.
+    Slat,
+    /// SLAT views beside the default one.
+    Views,
+    /// Permissions or views: something to show of a view.
+    SlatOrViews,
+    /// Injection.
+    Injection,
 }
 
 impl Need {
@@ -40,8 +51,30 @@ impl Need {
             Self::Msrs => driver.registers()?.msrs().map(drop),
             Self::Execution => driver.execution().map(drop),
             Self::Vcpus => driver.registers().map(drop).or_else(|_| driver.execution().map(drop)),
+            Self::Events => driver.events().map(drop),
+            Self::Slat => offered(driver, EventKind::Slat),
+            Self::Views => driver.views().map(drop),
+            Self::SlatOrViews => Self::Slat.met(driver).or_else(|_| Self::Views.met(driver)),
+            Self::Injection => driver.injection().map(drop),
         }
     }
+}
+
+/// Whether `driver` has events of a kind, in any way.
+///
+/// # Errors
+/// Why it has not.
+pub fn offered(driver: &dyn Driver, kind: EventKind) -> Result<(), Missing> {
+    let none = || Missing::new("this driver does not have this kind of event");
+    let offer = driver.events()?.offers().iter().find(|offer| offer.kind == kind).ok_or_else(none)?;
+    let mut why = Err(none());
+    for (_, has) in &offer.ways {
+        match has {
+            Ok(()) => return Ok(()),
+            Err(missing) => why = Err(missing.clone()),
+        }
+    }
+    why
 }
 
 /// Where a request to a file is served.
@@ -81,6 +114,8 @@ pub enum Shape {
     Bytes(&'static dyn Bytes),
     /// A host-backed block of RAM.
     Block,
+    /// The events of a filter, as a pipe.
+    Stream,
 }
 
 /// A file, or each file of a group.
@@ -96,11 +131,13 @@ pub struct Row {
 }
 
 impl Row {
-    /// Its path as it is written for people: N for a vCPU, NAME for a register or block.
+    /// Its path as it is written for people: N for a vCPU, NAME for a register, block or view,
+    /// KIND for a kind of event.
     #[must_use]
     pub fn shown_path(&self) -> String {
         let path = self.path.replace("{vcpu}", "N").replace("{gva}", "gva=ADDR");
-        path.replace("{reg}", "NAME").replace("{block}", "NAME")
+        let path = path.replace("{event params}", "KIND,KEY=VALUE...").replace("{event}", "KIND");
+        path.replace("{reg}", "NAME").replace("{block}", "NAME").replace("{view}", "NAME")
     }
 }
 

@@ -1,7 +1,7 @@
 //! THE table of files: a row each. Mode bits, sizes, readdir, ENOENT and the README follow from it.
 
-use super::row::{Need, Row, Shape, Show, Size, Work};
-use super::{capabilities, control, files, info, mem, regs, vcpu};
+use super::row::{Need, Row, Shape, Show, Size, Store, Work};
+use super::{access, capabilities, control, events, files, info, mem, regs, remap, vcpu, views};
 
 const fn dir(path: &'static str, need: Need, about: &'static str) -> Row {
     Row { path, about, need, shape: Shape::Dir }
@@ -16,6 +16,11 @@ const fn state(path: &'static str) -> Row {
     let (show, size) = (Some(control::show_state as Show), Some(control::state_len as Size));
     let shape = Shape::Content { show, store: None, size, work: Work::Posted };
     Row { path, about: "running | paused", need: Need::Execution, shape }
+}
+
+/// Content that takes a call which may wait to read, to write, or both.
+const fn posted(show: Option<Show>, store: Option<Store>, size: Option<Size>) -> Shape {
+    Shape::Content { show, store, size, work: Work::Posted }
 }
 
 const fn content(path: &'static str, need: Need, shape: Shape, about: &'static str) -> Row {
@@ -34,7 +39,7 @@ pub const TABLE: &[Row] = &[
     content(
         "ctl",
         Need::Nothing,
-        Shape::Content { show: None, store: Some(control::store), size: None, work: Work::Posted },
+        posted(None, Some(control::store), None),
         "write: pause | resume | resume force | flush",
     ),
     content(
@@ -48,12 +53,29 @@ pub const TABLE: &[Row] = &[
     content("ram/{block}", Need::Blocks, Shape::Block, "a block of RAM; can be mapped with mmap"),
     dir("vcpu", Need::Vcpus, "the vCPUs"),
     dir("vcpu/{vcpu}", Need::Vcpus, "a vCPU"),
-    state("vcpu/{vcpu}/state"),
+    content(
+        "vcpu/{vcpu}/state",
+        Need::Execution,
+        posted(Some(vcpu::show_state), None, Some(vcpu::state_len)),
+        "running | paused | held SEQ",
+    ),
     content(
         "vcpu/{vcpu}/ctl",
         Need::Execution,
-        Shape::Content { show: None, store: Some(vcpu::step), size: None, work: Work::Posted },
+        posted(None, Some(vcpu::step), None),
         "write: step [COUNT], while paused",
+    ),
+    content(
+        "vcpu/{vcpu}/inject",
+        Need::Injection,
+        posted(None, Some(vcpu::inject), None),
+        "write: pf ADDR err=CODE | exception VECTOR [err=CODE] | interrupt VECTOR | nmi",
+    ),
+    content(
+        "vcpu/{vcpu}/view",
+        Need::Views,
+        posted(Some(views::show), Some(views::store), Some(views::len)),
+        "the SLAT view it runs on; write to switch",
     ),
     dir("vcpu/{vcpu}/regs", Need::Registers, "its registers"),
     content(
@@ -101,6 +123,51 @@ pub const TABLE: &[Row] = &[
         Need::Registers,
         Shape::Content { show: Some(vcpu::translate), store: None, size: None, work: Work::Registers },
         "translate,gva=ADDR: where a virtual address lies, or why nowhere",
+    ),
+    content(
+        "view",
+        Need::Views,
+        posted(Some(views::show), Some(views::store), Some(views::len)),
+        "the SLAT view all vCPUs run on, or mixed; write to switch",
+    ),
+    dir("views", Need::SlatOrViews, "the SLAT views; mkdir makes one, rmdir removes it"),
+    dir("views/{view}", Need::SlatOrViews, "a view; 0 is the default view"),
+    content(
+        "views/{view}/access",
+        Need::Slat,
+        posted(Some(access::show), Some(access::store), None),
+        "permissions that differ from rwx; write: START-END RIGHTS [deny] | reset",
+    ),
+    content(
+        "views/{view}/remap",
+        Need::Views,
+        posted(Some(remap::show), Some(remap::store), None),
+        "frames it shows differently; write: ADDR copy | ADDR OTHER | ADDR -",
+    ),
+    content(
+        "views/{view}/mem",
+        Need::Views,
+        Shape::Bytes(&remap::ViewFile),
+        "guest-physical memory as this view shows it",
+    ),
+    dir("events", Need::Events, "hardware events: opening one arms it, the last close disarms it"),
+    content(
+        "events/{event}",
+        Need::Events,
+        Shape::Stream,
+        "a record a line; opened read-write the vCPU waits for: SEQ ACTION",
+    ),
+    content(
+        "events/{event params}",
+        Need::Events,
+        Shape::Stream,
+        "part of a kind: vcpu= dir= index= vector= gpa= access= format=",
+    ),
+    content(
+        "events/stats",
+        Need::Events,
+        Shape::Content { show: Some(events::stats), store: None, size: None, work: Work::Prompt },
+        "a line a kind: what was armed, raised, delivered, lost, answered",
     ),
 ];
 

@@ -1,17 +1,39 @@
-//! `vcpu/N/ctl`, `vcpu/N/msr` and `vcpu/N/translate,gva=ADDR`.
+//! `vcpu/N/state`, `vcpu/N/ctl`, `vcpu/N/inject`, `vcpu/N/msr` and `vcpu/N/translate,gva=ADDR`.
 
 use vmtree_api::{Error, ErrorKind, Gva, Msrs};
 
-use super::Ctx;
+use super::{Ctx, control};
 use super::mem::address_space;
 use super::row::{Bytes, Work};
 use crate::error::{FsError, FsResult};
 use crate::memory::fault_in_words;
 use crate::text::control::parse_step;
-use crate::text::text_of;
+use crate::text::{self, text_of};
 
 /// The width of an MSR.
 const MSR_BYTES: usize = 8;
+
+/// What the vCPU does: `held SEQ` while an event of it waits for an answer, else as the VM.
+pub fn show_state(ctx: &Ctx<'_>) -> FsResult<Vec<u8>> {
+    match ctx.tree.hub.held(ctx.vcpu()) {
+        Some(seq) => Ok(format!("held {seq}\n").into_bytes()),
+        None => control::show_state(ctx),
+    }
+}
+
+/// The length of that, without a call to the VM.
+pub fn state_len(ctx: &Ctx<'_>) -> u64 {
+    match ctx.tree.hub.held(ctx.vcpu()) {
+        Some(_) => show_state(ctx).map_or(0, |text| text.len() as u64),
+        None => control::state_len(ctx),
+    }
+}
+
+/// Injects what is written.
+pub fn inject(ctx: &Ctx<'_>, data: &[u8]) -> FsResult<()> {
+    let what = text::inject::parse(text_of(data)?)?;
+    Ok(ctx.tree.driver().injection()?.inject(ctx.vcpu(), what)?)
+}
 
 /// Executes the instructions asked for, or as many as it could before the caller went away.
 pub fn step(ctx: &Ctx<'_>, data: &[u8]) -> FsResult<()> {

@@ -34,7 +34,7 @@ impl Mounted {
 
     pub fn with(driver: Arc<dyn Driver>, list: &str) -> Self {
         let options = options::parse([list]).unwrap();
-        let tree = Tree::new(driver, "test:".to_owned(), options);
+        let tree = Tree::new(driver, "test:".to_owned(), options, fuse::monotonic);
         let dir = tempfile::tempdir().unwrap();
         let (sender, ended) = mpsc::channel();
         let end = move || {
@@ -50,13 +50,13 @@ impl Mounted {
 
     /// What the end of a mount does first.
     pub fn answer_waiting(&self) {
-        self.waiting.release();
+        self.waiting.release(false);
     }
 
     /// The orderly end: everybody answered, the VM given back, detached, the session over.
     pub fn end(self) {
-        self.waiting.release();
-        self.tree.release();
+        self.waiting.release(false);
+        self.tree.release(false);
         self.detach();
         self.ended.recv_timeout(Duration::from_secs(10)).expect("the session ends once it is detached");
     }
@@ -68,7 +68,7 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        self.waiting.release();
+        self.waiting.release(false);
         self.detach();
     }
 }

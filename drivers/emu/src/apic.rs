@@ -206,6 +206,12 @@ impl Apic {
         Some(vector)
     }
 
+    /// Takes an interrupt that was taken out of service again: it was not delivered after all.
+    pub fn retire(&mut self, vector: u8) {
+        self.isr.remove(vector);
+        self.refresh();
+    }
+
     /// Whether a logical destination is for this one (11.6.2.2): the flat model, or the cluster one.
     #[must_use]
     pub fn logically(&self, to: u8) -> bool {

@@ -6,11 +6,14 @@ use vmtree_api::events::{EventSource, Injection};
 use vmtree_api::views::Views;
 use vmtree_api::{Arch, Driver, Error, Execution, Facts, Host, Memory, Missing, Registers};
 
+use crate::events::Events;
 use crate::execution::Control;
+use crate::injection::Injector;
 use crate::machine::{Machine, Running};
 use crate::options::Options;
 use crate::ram::Ram;
 use crate::registers::Access;
+use crate::views::AllViews;
 use crate::{loader, start};
 
 /// An open machine.
@@ -19,6 +22,9 @@ pub struct Emu {
     ram: Arc<Ram>,
     registers: Access,
     control: Control,
+    events: Events,
+    views: AllViews,
+    injection: Injector,
     // Dropping it ends the machine's thread.
     _running: Running,
 }
@@ -49,12 +55,11 @@ impl Emu {
         };
         let machine = running.machine().clone();
         let registers = Access::new(machine.clone());
-        Ok(Self { facts, ram, registers, control: Control(machine), _running: running })
+        let events = Events::new(machine.clone());
+        let (views, injection) = (AllViews(machine.clone()), Injector(machine.clone()));
+        let control = Control(machine);
+        Ok(Self { facts, ram, registers, control, events, views, injection, _running: running })
     }
-}
-
-fn later() -> Missing {
-    Missing::new("not built yet for the built-in machine")
 }
 
 impl Driver for Emu {
@@ -75,14 +80,14 @@ impl Driver for Emu {
     }
 
     fn events(&self) -> Result<&dyn EventSource, Missing> {
-        Err(later())
+        Ok(&self.events)
     }
 
     fn views(&self) -> Result<&dyn Views, Missing> {
-        Err(later())
+        Ok(&self.views)
     }
 
     fn injection(&self) -> Result<&dyn Injection, Missing> {
-        Err(later())
+        Ok(&self.injection)
     }
 }

@@ -19,6 +19,8 @@ enum Batch {
     Whole,
     /// The vCPU waits for what can't come.
     Stuck(u64),
+    /// The vCPU was held at an event.
+    Held(u64),
     /// The machine ended, for this reason.
     Ended(u64, String),
 }
@@ -39,6 +41,7 @@ fn steps(state: &mut State, index: usize, count: u64) -> Batch {
     while done < count {
         match state.step(index) {
             Stepped::Ran | Stepped::Yielded => done += 1,
+            Stepped::Held => return Batch::Held(done),
             Stepped::Dead => return Batch::Ended(done, state.end(index)),
             // A vCPU that waits for its own timer gets it at once: nobody waits in real time for a step.
             Stepped::Idle => match state.wakes(index) {
@@ -75,6 +78,7 @@ impl Execution for Control {
     fn step(&self, vcpu: VcpuId, count: u64, cancel: &Cancel) -> Result<u64> {
         const OP: &str = "step";
         let mut done = 0;
+        let mut begun = false;
         loop {
             let mut visit = self.0.visit(OP)?;
             let index = visit.index(OP, vcpu)?;
@@ -85,9 +89,23 @@ impl Execution for Control {
             if done >= count || cancel.raised() {
                 return Ok(done);
             }
+            if visit.vcpus[index].trap.held.is_some() {
+                if !begun {
+                    let why = format!("vCPU {vcpu} is held at an event; answer that first");
+                    return Err(Error::new(ErrorKind::Busy, OP, why));
+                }
+                visit.wait();
+                continue;
+            }
+            begun = true;
             let batch = BATCH.min(count - done);
             match steps(&mut visit, index, batch) {
                 Batch::Whole => done += batch,
+                // An event of the step itself: its verdict is waited for, or room in the queue.
+                Batch::Held(some) => {
+                    done += some;
+                    visit.wait();
+                }
                 Batch::Stuck(some) => return Ok(done + some),
                 Batch::Ended(some, why) => {
                     drop(visit);

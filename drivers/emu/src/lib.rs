@@ -3,18 +3,22 @@
 mod apic;
 pub mod cpu;
 mod driver;
+mod events;
 mod execution;
+mod injection;
 pub mod loader;
 mod machine;
 mod options;
 mod phys;
 mod ram;
 mod registers;
+mod slat;
 mod start;
 mod sys;
 #[cfg(test)]
 mod tests;
 mod turns;
+mod views;
 
 use std::sync::Arc;
 

@@ -11,12 +11,15 @@ use vmtree_api::{Error, ErrorKind, Host, Result, VcpuId};
 
 use crate::cpu::vcpu::{Core, Vcpu};
 use crate::cpu::{Stepped, bits};
+use crate::events::queue::Queue;
 use crate::phys::{INSTRUCTION_NS, World};
 use crate::ram::Ram;
 use crate::turns::Turns;
 
 /// How many instructions run at least between two visits from outside, so that visitors can't starve the guest.
 const LEAST: u32 = 256;
+/// How long a visitor waits for another one before it looks again.
+const MOMENT: Duration = Duration::from_millis(10);
 
 /// All that changes while the machine runs.
 pub struct State {
@@ -43,7 +46,7 @@ pub struct State {
 pub(crate) enum Went {
     /// Someone wants in.
     Called,
-    /// All of them wait for an interrupt.
+    /// All of them wait: for an interrupt, or for a verdict.
     Idle,
     /// One of them had a triple fault.
     Dead(usize),
@@ -86,7 +89,7 @@ impl State {
                 Stepped::Ran => self.turns.used(),
                 Stepped::Yielded => self.turns.end(),
                 Stepped::Dead => return Went::Dead(index),
-                Stepped::Idle => {
+                Stepped::Idle | Stepped::Held => {
                     self.turns.end();
                     idle += 1;
                     if idle >= self.vcpus.len() {
@@ -124,9 +127,20 @@ impl State {
     pub fn end(&mut self, index: usize) -> String {
         let rip = self.vcpus.get(index).map_or(0, |vcpu| vcpu.cpu.regs.rip);
         let why = format!("triple fault on vCPU {index} at rip {rip:#x}");
-        self.world.ram.close();
-        self.ended = Some(why.clone());
+        self.close(&why);
         why
+    }
+
+    /// Nothing more comes of the machine.
+    fn close(&mut self, why: &str) {
+        self.world.ram.close();
+        self.world.queue.close();
+        self.ended = Some(why.to_owned());
+    }
+
+    /// Whether a vCPU stands still in the middle of its work, which stops the clock unless others execute.
+    fn held(&self) -> bool {
+        self.vcpus.iter().any(|vcpu| vcpu.trap.stands())
     }
 
     /// The vCPU with this number.
@@ -149,12 +163,16 @@ impl State {
 /// A machine, shared by its thread and its visitors.
 pub struct Machine {
     state: Mutex<State>,
+    /// Where its events wait.
+    queue: Arc<Queue>,
     /// Visits that were begun; ahead of [`State::served`] while someone waits for the lock.
     arrived: AtomicU64,
     /// The machine thread waits here for visitors to be done.
     left: Condvar,
     /// The machine thread sleeps here: paused, idle or ended.
     wake: Condvar,
+    /// A visitor that waits for the change of another one waits here.
+    answered: Condvar,
     host: Arc<dyn Host>,
 }
 
@@ -189,6 +207,13 @@ impl Visit<'_> {
     /// Sees to it that the machine looks at its state anew once the visit is over.
     pub fn changed(&mut self) {
         self.machine.wake.notify_one();
+        self.machine.answered.notify_all();
+    }
+
+    /// Waits a moment for a change by another visitor.
+    pub fn wait(mut self) {
+        let machine = self.machine;
+        machine.answered.wait_for(&mut self.state, MOMENT);
     }
 }
 
@@ -197,12 +222,19 @@ impl Machine {
     pub fn new(vcpus: Vec<Vcpu>, ram: Arc<Ram>, seed: u64, host: Arc<dyn Host>) -> Self {
         let state = State::new(vcpus, ram, seed);
         Self {
+            queue: state.world.queue.clone(),
             state: Mutex::new(state),
             arrived: AtomicU64::new(0),
             left: Condvar::new(),
             wake: Condvar::new(),
+            answered: Condvar::new(),
             host,
         }
+    }
+
+    /// Where its events wait.
+    pub fn queue(&self) -> &Arc<Queue> {
+        &self.queue
     }
 
     /// Gets in between two instructions, within microseconds.
@@ -213,6 +245,7 @@ impl Machine {
         let visit = self.come_in();
         match &visit.ended {
             Some(why) => Err(Error::new(ErrorKind::Gone, op, format!("the machine has ended: {why}"))),
+            None if visit.stop => Err(Error::new(ErrorKind::Gone, op, "the machine was closed")),
             None => Ok(visit),
         }
     }
@@ -233,6 +266,7 @@ impl Machine {
     fn stop(&self) {
         let mut visit = self.come_in();
         visit.stop = true;
+        visit.world.queue.close();
         visit.changed();
     }
 
@@ -267,7 +301,7 @@ impl Machine {
     /// Sleeps in real time until the next timer, then lets virtual time jump there. Visitors come in meanwhile; one
     /// that changed something ends the sleep early, and the next sleep goes on where this one was.
     fn sleep(&self, state: &mut MutexGuard<'_, State>) {
-        let Some(time) = state.first_to_wake() else {
+        let Some(time) = state.first_to_wake().filter(|_| !state.held()) else {
             self.wake.wait(state);
             return;
         };
@@ -294,8 +328,7 @@ impl Drop for Alarm<'_> {
         if std::thread::panicking() {
             let why = "its thread died by a mistake in vmtree; please report it".to_owned();
             let mut state = self.0.state.lock();
-            state.world.ram.close();
-            state.ended = Some(why.clone());
+            state.close(&why);
             drop(state);
             self.0.tell_end(&why);
         }

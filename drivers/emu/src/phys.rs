@@ -1,10 +1,13 @@
 //! What lies behind the vCPUs: RAM, their local APICs, ports and the clock. Every guest access to physical memory
-//! comes through here, page walks too, so this is where a SLAT view will have its say.
+//! comes through here, page walks too, with the place that the vCPU's view has for it.
 
 use std::sync::Arc;
 
 use crate::apic::{Apic, Command, Destination, Signal};
+use crate::events::armed::Armed;
+use crate::events::queue::Queue;
 use crate::ram::{APIC_BASE, APIC_BYTES, Ram};
+use crate::slat::Slat;
 
 /// The virtual time that an instruction takes, in ns.
 pub const INSTRUCTION_NS: u64 = 10;
@@ -16,6 +19,12 @@ pub struct World {
     pub ram: Arc<Ram>,
     /// The local APIC of each vCPU.
     pub apics: Vec<Apic>,
+    /// The views.
+    pub slat: Slat,
+    /// What is watched.
+    pub armed: Armed,
+    /// Where events go.
+    pub queue: Arc<Queue>,
     /// Virtual time in ns.
     now: u64,
     /// When the first timer fires, in ns; `u64::MAX` for never.
@@ -37,7 +46,9 @@ impl World {
     #[must_use]
     pub fn new(ram: Arc<Ram>, vcpus: u32) -> Self {
         let apics = (0..vcpus).map(|id| Apic::new(id as u8)).collect();
-        Self { ram, apics, now: 0, next: u64::MAX, line: Vec::new() }
+        let slat = Slat::new(vmtree_api::Memory::map(&*ram).ram_bytes() >> 12);
+        let (armed, queue) = (Armed::default(), Arc::default());
+        Self { ram, apics, slat, armed, queue, now: 0, next: u64::MAX, line: Vec::new() }
     }
 
     /// Virtual time in ns.
@@ -60,7 +71,7 @@ impl World {
         self.next = self.apics.iter().filter_map(Apic::deadline).min().unwrap_or(u64::MAX);
     }
 
-    /// The seam for SLAT views: what vCPU `vcpu` finds at `gpa`. Callers stay inside one page.
+    /// What vCPU `vcpu` finds at `gpa`. Callers stay inside one page.
     fn place(&self, vcpu: usize, gpa: u64) -> Place {
         match gpa.checked_sub(APIC_BASE) {
             Some(offset) if offset < APIC_BYTES && self.apics.get(vcpu).is_some_and(Apic::present) => {
@@ -74,6 +85,7 @@ impl World {
     pub fn read(&mut self, vcpu: usize, gpa: u64, buf: &mut [u8]) {
         match self.place(vcpu, gpa) {
             Place::Memory if self.ram.load(gpa, buf) => {}
+            Place::Memory if self.slat.load(gpa, buf) => {}
             Place::Memory => buf.fill(0xff),
             Place::Apic(offset) => self.read_apic(vcpu, offset, buf),
         }
@@ -83,7 +95,7 @@ impl World {
     pub fn write(&mut self, vcpu: usize, gpa: u64, data: &[u8]) {
         match self.place(vcpu, gpa) {
             Place::Memory => {
-                self.ram.store(gpa, data);
+                let _ = self.ram.store(gpa, data) || self.slat.store(gpa, data);
             }
             Place::Apic(offset) => self.write_apic(vcpu, offset, data),
         }
@@ -94,15 +106,16 @@ impl World {
     pub fn entry(&self, vcpu: usize, gpa: u64) -> u64 {
         let mut bytes = [0xff; 8];
         if matches!(self.place(vcpu, gpa), Place::Memory) {
-            self.ram.load(gpa, &mut bytes);
+            let _ = self.ram.load(gpa, &mut bytes) || self.slat.load(gpa, &mut bytes);
         }
         u64::from_le_bytes(bytes)
     }
 
     /// Sets accessed and dirty bits in a page-table entry.
-    pub fn mark(&self, vcpu: usize, gpa: u64, bits: u64) {
-        if matches!(self.place(vcpu, gpa), Place::Memory) {
-            self.ram.set_bits(gpa, bits);
+    pub fn mark(&mut self, vcpu: usize, gpa: u64, bits: u64) {
+        if matches!(self.place(vcpu, gpa), Place::Memory) && !self.ram.set_bits(gpa, bits) {
+            let value = self.entry(vcpu, gpa) | bits;
+            self.slat.store(gpa, &value.to_le_bytes());
         }
     }
 

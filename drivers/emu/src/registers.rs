@@ -12,6 +12,7 @@ use crate::cpu::check::{self, Refused};
 use crate::cpu::msr::{self, Failure};
 use crate::cpu::vcpu::Vcpu;
 use crate::machine::{Machine, State};
+use crate::phys::World;
 
 const READ: &str = "read registers";
 const WRITE: &str = "write registers";
@@ -94,14 +95,28 @@ fn changed(before: &Regs, changes: &[(RegId, RegValue)]) -> Result<Regs> {
     Ok(*after)
 }
 
-/// Puts a checked set in place.
-fn commit(state: &mut State, index: usize, before: &Regs, after: Regs) {
+/// Sets registers of a vCPU: all or nothing. What it was stopped at is forgotten if RIP changes.
+///
+/// # Errors
+/// As [`Registers::write`].
+pub fn set(state: &mut State, index: usize, changes: &[(RegId, RegValue)]) -> Result<()> {
     let State { vcpus, world, .. } = state;
-    let Some(vcpu) = vcpus.get_mut(index) else { return };
+    let Some(vcpu) = vcpus.get_mut(index).filter(|_| !changes.is_empty()) else { return Ok(()) };
+    let before = vcpu.snapshot(world);
+    let after = changed(&before, changes)?;
+    if after.rip != before.rip {
+        vcpu.trap.moved(after.rip);
+    }
+    commit(vcpu, world, &before, after);
+    Ok(())
+}
+
+/// Puts a checked set in place.
+fn commit(vcpu: &mut Vcpu, world: &mut World, before: &Regs, after: Regs) {
     if after.tsc != before.tsc {
         vcpu.tsc_offset = after.tsc.wrapping_sub(world.now());
     }
-    if let Some(apic) = world.apics.get_mut(index) {
+    if let Some(apic) = world.apics.get_mut(vcpu.id) {
         if after.apic_base != before.apic_base {
             apic.set_present(after.apic_base >> 11 & 1 != 0);
         }
@@ -131,12 +146,7 @@ impl Registers for Access {
     fn write(&self, vcpu: VcpuId, changes: &[(RegId, RegValue)]) -> Result<()> {
         let mut visit = self.machine.visit(WRITE)?;
         let index = visit.index(WRITE, vcpu)?;
-        if changes.is_empty() {
-            return Ok(());
-        }
-        let before = visit.vcpus[index].snapshot(&visit.world);
-        let after = changed(&before, changes)?;
-        commit(&mut visit, index, &before, after);
+        set(&mut visit, index, changes)?;
         visit.changed();
         Ok(())
     }

@@ -1,14 +1,27 @@
 //! Control and debug registers (Intel SDM volume 2, MOV; volume 3A, 2.5; volume 3B, 18.2).
 
 use iced_x86::{Instruction, Register};
+use vmtree_api::events::EventKind;
 
 use super::bits::*;
 use super::check::{self, Refused};
+use super::intercept::Register as Watched;
 use super::vcpu::{Core, GP0, Outcome};
 use super::{Cpu, Exception};
 
 fn gp(checked: Result<u64, Refused>) -> Result<u64, Exception> {
     checked.map_err(|_| GP0)
+}
+
+/// The kind of the events about a control register.
+fn watched(register: Register) -> Option<EventKind> {
+    match register {
+        Register::CR0 => Some(EventKind::Cr0),
+        Register::CR3 => Some(EventKind::Cr3),
+        Register::CR4 => Some(EventKind::Cr4),
+        Register::CR8 => Some(EventKind::Cr8),
+        _ => None,
+    }
 }
 
 impl Core<'_> {
@@ -21,8 +34,12 @@ impl Core<'_> {
             Register::CR2 => regs.cr2,
             Register::CR3 => regs.cr3,
             Register::CR4 => regs.cr4,
-            Register::CR8 => self.vcpu.snapshot(self.world).cr8,
+            Register::CR8 => self.cr8(),
             _ => return Err(Exception::INVALID_OPCODE),
+        };
+        let value = match watched(ins.op1_register()) {
+            Some(kind) => self.ask_from(Watched::control(kind), value)?,
+            None => value,
         };
         self.set_gpr(ins.op0_register(), value);
         Ok(())
@@ -45,14 +62,22 @@ impl Core<'_> {
         }
     }
 
+    fn cr8(&self) -> u64 {
+        self.world.apics.get(self.vcpu.id).map_or(0, |apic| u64::from(apic.tpr() >> 4))
+    }
+
     /// Sets CR0.
     pub fn set_cr0(&mut self, value: u64) -> Outcome {
+        let old = self.vcpu.cpu.regs.cr0;
+        let Some(value) = self.ask_to(Watched::control(EventKind::Cr0), old, value)? else { return Ok(()) };
         self.vcpu.cpu.regs.cr0 = gp(check::cr0(value))?;
         self.vcpu.tlb.flush();
         Ok(())
     }
 
     fn set_cr3(&mut self, value: u64) -> Outcome {
+        let old = self.vcpu.cpu.regs.cr3;
+        let Some(value) = self.ask_to(Watched::control(EventKind::Cr3), old, value)? else { return Ok(()) };
         let regs = &mut self.vcpu.cpu.regs;
         regs.cr3 = gp(check::cr3(value))?;
         self.vcpu.tlb.flush_for_cr3(regs.cr4);
@@ -60,12 +85,16 @@ impl Core<'_> {
     }
 
     fn set_cr4(&mut self, value: u64) -> Outcome {
+        let old = self.vcpu.cpu.regs.cr4;
+        let Some(value) = self.ask_to(Watched::control(EventKind::Cr4), old, value)? else { return Ok(()) };
         self.vcpu.cpu.regs.cr4 = gp(check::cr4(value))?;
         self.vcpu.tlb.flush();
         Ok(())
     }
 
     fn set_cr8(&mut self, value: u64) -> Outcome {
+        let old = self.cr8();
+        let Some(value) = self.ask_to(Watched::control(EventKind::Cr8), old, value)? else { return Ok(()) };
         let value = gp(check::cr8(value))?;
         if let Some(apic) = self.world.apics.get_mut(self.vcpu.id) {
             apic.set_tpr((value as u8) << 4);
@@ -92,7 +121,8 @@ impl Core<'_> {
     /// MOV from DRn.
     pub fn read_debug(&mut self, ins: &Instruction) -> Outcome {
         let number = self.debug_register(ins.op1_register())?;
-        self.set_gpr(ins.op0_register(), self.vcpu.cpu.regs.dr[number]);
+        let value = self.ask_from(Watched::debug(number), self.vcpu.cpu.regs.dr[number])?;
+        self.set_gpr(ins.op0_register(), value);
         Ok(())
     }
 
@@ -100,6 +130,8 @@ impl Core<'_> {
     pub fn write_debug(&mut self, ins: &Instruction) -> Outcome {
         let number = self.debug_register(ins.op0_register())?;
         let value = self.gpr(ins.op1_register());
+        let old = self.vcpu.cpu.regs.dr[number];
+        let Some(value) = self.ask_to(Watched::debug(number), old, value)? else { return Ok(()) };
         self.vcpu.cpu.regs.dr[number] = match number {
             6 => gp(check::dr6(value))?,
             7 => gp(check::dr7(value))?,
@@ -113,6 +145,12 @@ impl Core<'_> {
         self.privileged()?;
         let value = u64::from(self.word(ins, 0)?);
         self.set_cr0(self.vcpu.cpu.regs.cr0 & !0xe | value & 0xf)
+    }
+
+    /// SMSW.
+    pub fn store_status(&mut self, ins: &Instruction) -> Outcome {
+        let value = self.ask_from(Watched::control(EventKind::Cr0), self.vcpu.cpu.regs.cr0)?;
+        self.store_word(ins, value)
     }
 
     /// RDFSBASE, WRFSBASE and their like for GS.

@@ -191,7 +191,6 @@ impl Core<'_> {
 
     /// LGDT and LIDT: 2 bytes of limit, 8 of base.
     pub fn load_table(&mut self, ins: &Instruction) -> Result<Table, Exception> {
-        self.privileged()?;
         let mut bytes = [0; 10];
         self.load_operand(ins, &mut bytes)?;
         let (limit, base) = bytes.split_at(2);
@@ -210,7 +209,6 @@ impl Core<'_> {
 
     /// LLDT.
     pub fn load_ldtr(&mut self, selector: u16) -> Outcome {
-        self.privileged()?;
         if selector & 0xfffc == 0 {
             self.vcpu.cpu.regs.ldtr = Segment { selector, ..Segment::default() };
             return Ok(());
@@ -222,7 +220,6 @@ impl Core<'_> {
 
     /// LTR: the TSS becomes busy.
     pub fn load_tr(&mut self, selector: u16) -> Outcome {
-        self.privileged()?;
         if selector & 0xfffc == 0 {
             return Err(GP0);
         }

@@ -3,7 +3,9 @@
 use super::Exception;
 use super::bits::{RFLAGS_IF, RFLAGS_NT, RFLAGS_RF, RFLAGS_TF, RFLAGS_VM, canonical};
 use super::descriptor::{about, empty_stack, vector};
+use super::grants::Mid;
 use super::mmu::Mode;
+use super::step::Stepped;
 use super::vcpu::{Activity, Core, Shadow};
 
 const DOUBLE_FAULT: u8 = 8;
@@ -14,12 +16,16 @@ const IDT: u32 = 2;
 /// Where an event comes from, which decides how it is checked and nested.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Origin {
-    /// An interrupt from the APIC, or an NMI.
+    /// An interrupt from outside.
     External,
+    /// A non-maskable interrupt.
+    Nmi,
     /// An exception that the CPU raised.
     Exception,
-    /// INT n and INT3: the gate's DPL counts.
+    /// INT n: the gate's DPL counts.
     Software,
+    /// INT3: so it does.
+    SoftwareException,
     /// INT1.
     Privileged,
 }
@@ -33,11 +39,30 @@ pub struct Event {
     pub origin: Origin,
     /// Where the handler returns to.
     pub rip: u64,
+    /// Whether it was injected from outside, which raises no event of its own.
+    pub injected: bool,
+}
+
+impl Origin {
+    /// Whether it is an instruction that the code that runs is allowed or not.
+    fn is_software(self) -> bool {
+        matches!(self, Self::Software | Self::SoftwareException)
+    }
 }
 
 /// A fault in the delivery of a double fault: the vCPU shuts down.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct TripleFault;
+struct TripleFault;
+
+/// What trying to deliver came to.
+enum Attempt {
+    /// It is delivered.
+    Done,
+    /// It is not to be delivered.
+    Swallowed,
+    /// This exception is delivered instead.
+    Instead(Exception),
+}
 
 /// Where delivery leads: found and checked before anything is changed.
 struct Gate {
@@ -55,23 +80,23 @@ fn contributory(vector: u8) -> bool {
 }
 
 /// What a fault during the delivery of an event becomes (table 6-5).
-fn combine(first: &Event, second: Exception, rip: u64) -> Result<Event, TripleFault> {
-    let nested = Event { what: second, origin: Origin::Exception, rip };
+fn combine(first: &Event, second: Event) -> Result<Event, TripleFault> {
     if first.origin != Origin::Exception {
-        return Ok(nested);
+        return Ok(second);
     }
-    let serious = contributory(second.vector) || second.vector == PAGE_FAULT;
+    let vector = second.what.vector;
+    let serious = contributory(vector) || vector == PAGE_FAULT;
     match first.what.vector {
         DOUBLE_FAULT if serious => Err(TripleFault),
-        PAGE_FAULT if serious => Ok(double_fault(rip)),
-        first if contributory(first) && contributory(second.vector) => Ok(double_fault(rip)),
-        _ => Ok(nested),
+        PAGE_FAULT if serious => Ok(double_fault(second)),
+        first if contributory(first) && contributory(vector) => Ok(double_fault(second)),
+        _ => Ok(second),
     }
 }
 
-fn double_fault(rip: u64) -> Event {
+fn double_fault(second: Event) -> Event {
     let what = Exception { vector: DOUBLE_FAULT, error: Some(0), cr2: None };
-    Event { what, origin: Origin::Exception, rip }
+    Event { what, ..second }
 }
 
 /// Whether the saved RIP is that of the instruction itself, which RF then protects from its breakpoint: all
@@ -81,33 +106,69 @@ fn is_fault(event: &Event) -> bool {
 }
 
 impl Core<'_> {
-    /// Delivers an event, and what faults on the way.
-    ///
-    /// # Errors
-    /// [`TripleFault`]; the vCPU is then dead.
-    pub fn deliver(&mut self, event: Event) -> Result<(), TripleFault> {
-        let mut event = event;
+    /// Delivers an event, and what faults on the way. `outer` is the event whose delivery raised it.
+    pub fn deliver(&mut self, event: Event, outer: Option<Event>) -> Stepped {
+        let (mut event, mut outer) = (event, outer);
         loop {
-            if let Some(address) = event.what.cr2 {
-                self.vcpu.cpu.regs.cr2 = address;
-            }
-            let Err(second) = self.enter(&event) else {
-                self.vcpu.activity = Activity::Running;
-                self.vcpu.shadow = Shadow::None;
-                return Ok(());
+            let second = match self.attempt(&event) {
+                Ok(Attempt::Done) => return Stepped::Ran,
+                Ok(Attempt::Swallowed) => {
+                    self.swallow(&event);
+                    // Without what was raised on its way, the delivery of the first one is tried again.
+                    let Some(first) = outer.take() else { return Stepped::Ran };
+                    event = Event { injected: true, ..first };
+                    self.vcpu.trap.clear();
+                    continue;
+                }
+                Ok(Attempt::Instead(what)) => {
+                    self.retract(&event);
+                    (event, outer) = (Event { injected: true, ..self.exception(what) }, None);
+                    self.vcpu.trap.clear();
+                    continue;
+                }
+                Err(Exception::STOPPED) => match self.vcpu.trap.raise.take() {
+                    Some(exception) => Event { injected: true, ..self.exception(exception) },
+                    None => {
+                        self.vcpu.trap.mid = Mid::Delivery(event, outer);
+                        return Stepped::Held;
+                    }
+                },
+                Err(exception) => self.exception(exception),
             };
-            match combine(&event, second, self.vcpu.cpu.regs.rip) {
-                Ok(next) => event = next,
-                Err(fault) => {
+            self.vcpu.trap.clear();
+            match combine(&event, second) {
+                Ok(next) => (outer, event) = (Some(event), next),
+                Err(TripleFault) => {
                     self.vcpu.activity = Activity::Dead;
-                    return Err(fault);
+                    return Stepped::Dead;
                 }
             }
         }
     }
 
+    /// An exception at the instruction at RIP.
+    #[must_use]
+    pub fn exception(&self, what: Exception) -> Event {
+        Event { what, origin: Origin::Exception, rip: self.vcpu.cpu.regs.rip, injected: false }
+    }
+
+    fn attempt(&mut self, event: &Event) -> Result<Attempt, Exception> {
+        match self.announce(event) {
+            Ok(true) => {}
+            Ok(false) => return Ok(Attempt::Swallowed),
+            Err(stopped) => return self.vcpu.trap.raise.take().map(Attempt::Instead).ok_or(stopped),
+        }
+        if let Some(address) = event.what.cr2 {
+            self.vcpu.cpu.regs.cr2 = address;
+        }
+        self.enter(event)?;
+        self.vcpu.activity = Activity::Running;
+        self.vcpu.shadow = Shadow::None;
+        Ok(Attempt::Done)
+    }
+
     fn enter(&mut self, event: &Event) -> Result<(), Exception> {
-        let external = u32::from(event.origin != Origin::Software);
+        let external = u32::from(!event.origin.is_software());
         let gate = self.gate(event, external)?;
         let old = u16::from(self.vcpu.cpu.cpl());
         let stack = self.handler_stack(&gate, old, external)?;
@@ -159,7 +220,7 @@ impl Core<'_> {
         let high = self.read_u64(base.wrapping_add(index + 8))?;
         let kind = low >> 40 & 0x1f;
         let dpl = (low >> 45 & 3) as u16;
-        if !matches!(kind, 0xe | 0xf) || event.origin == Origin::Software && dpl < cpl {
+        if !matches!(kind, 0xe | 0xf) || event.origin.is_software() && dpl < cpl {
             return Err(about_gate(vector::GP));
         }
         if low >> 47 & 1 == 0 {
@@ -205,9 +266,13 @@ impl Core<'_> {
 mod tests {
     use super::*;
 
+    fn event(vector: u8, origin: Origin) -> Event {
+        Event { what: Exception::plain(vector), origin, rip: 0, injected: false }
+    }
+
     fn combined(first: u8, second: u8) -> Option<u8> {
-        let event = Event { what: Exception::plain(first), origin: Origin::Exception, rip: 0 };
-        combine(&event, Exception::plain(second), 0).ok().map(|event| event.what.vector)
+        let [first, second] = [first, second].map(|vector| event(vector, Origin::Exception));
+        combine(&first, second).ok().map(|event| event.what.vector)
     }
 
     #[test]
@@ -220,7 +285,7 @@ mod tests {
         assert_eq!(combined(6, 13), Some(13), "#UD is benign");
         assert_eq!(combined(8, 13), None);
         assert_eq!(combined(8, 14), None);
-        let interrupt = Event { what: Exception::plain(13), origin: Origin::External, rip: 0 };
-        assert_eq!(combine(&interrupt, Exception::plain(13), 0).unwrap().what.vector, 13);
+        let interrupt = event(13, Origin::External);
+        assert_eq!(combine(&interrupt, event(13, Origin::Exception)).unwrap().what.vector, 13);
     }
 }

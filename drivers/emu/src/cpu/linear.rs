@@ -1,6 +1,8 @@
 //! Linear memory as a vCPU reaches it: translation, then physical memory, across page borders too.
 
-use super::mmu::{Mode, Tlb, Use};
+use super::grants::Trap;
+use super::mmu::{Mode, Tlb, Use, Want};
+use super::walk::{Attempt, GRANTED};
 use super::{Bus, Cpu, Exception};
 use crate::phys::World;
 
@@ -10,42 +12,64 @@ pub struct Linear<'a> {
     pub vcpu: usize,
     /// What it remembers of its page tables.
     pub tlb: &'a mut Tlb,
+    /// What it is intercepted by.
+    pub trap: &'a mut Trap,
     /// What lies behind it.
     pub world: &'a mut World,
 }
 
-/// Where the bytes of an access lie: physical address and length of the part in the first page, and the physical
-/// address of the rest, if there is one.
+/// Where the bytes of an access lie: place and length of the part in the first page, and the place of the rest, if
+/// there is one.
 struct Pieces {
     first: u64,
     split: usize,
     second: Option<u64>,
 }
 
+/// A read that is only a read.
+const fn reading(mode: Mode) -> Want {
+    Want { paging: Use::Read, slat: Use::Read, mode }
+}
+
 impl Linear<'_> {
-    fn pieces(
-        &mut self,
-        cpu: &Cpu,
-        (mode, wanted): (Mode, Use),
-        address: u64,
-        bytes: usize,
-    ) -> Result<Pieces, Exception> {
-        let first = self.tlb.translate(self.world, cpu, (self.vcpu, address), wanted, mode)?;
+    /// The place of `bytes` bytes inside one page.
+    fn locate(&mut self, cpu: &Cpu, want: Want, address: u64, bytes: usize) -> Result<u64, Exception> {
+        match self.tlb.find(&cpu.regs, want, address) {
+            Some(place) => Ok(place),
+            None => self.walk(cpu, Attempt { address, bytes, want }),
+        }
+    }
+
+    fn pieces(&mut self, cpu: &Cpu, want: Want, address: u64, bytes: usize) -> Result<Pieces, Exception> {
         let split = bytes.min(0x1000 - (address & 0xfff) as usize);
+        let first = self.locate(cpu, want, address, split)?;
         let second = if split < bytes {
-            let next = address.wrapping_add(split as u64);
-            Some(self.tlb.translate(self.world, cpu, (self.vcpu, next), wanted, mode)?)
+            Some(self.locate(cpu, want, address.wrapping_add(split as u64), bytes - split)?)
         } else {
             None
         };
         Ok(Pieces { first, split, second })
     }
 
+    fn load(&mut self, at: u64, buf: &mut [u8]) {
+        match at & GRANTED {
+            0 => self.world.read(self.vcpu, at, buf),
+            _ => self.read_granted(at, buf),
+        }
+    }
+
+    fn store(&mut self, at: u64, data: &[u8]) {
+        match at & GRANTED {
+            0 => self.world.write(self.vcpu, at, data),
+            _ => self.write_granted(at, data.len()),
+        }
+    }
+
     fn copy_out(&mut self, pieces: &Pieces, buf: &mut [u8]) {
         let (head, tail) = buf.split_at_mut(pieces.split);
-        self.world.read(self.vcpu, pieces.first, head);
+        self.load(pieces.first, head);
         if let Some(second) = pieces.second {
-            self.world.read(self.vcpu, second, tail);
+            self.load(second, tail);
         }
     }
 
@@ -54,7 +78,7 @@ impl Linear<'_> {
     /// # Errors
     /// The exception the access raises.
     pub fn read_as(&mut self, cpu: &Cpu, mode: Mode, address: u64, buf: &mut [u8]) -> Result<(), Exception> {
-        let pieces = self.pieces(cpu, (mode, Use::Read), address, buf.len())?;
+        let pieces = self.pieces(cpu, reading(mode), address, buf.len())?;
         self.copy_out(&pieces, buf);
         Ok(())
     }
@@ -64,11 +88,12 @@ impl Linear<'_> {
     /// # Errors
     /// The exception the access raises.
     pub fn write_as(&mut self, cpu: &Cpu, mode: Mode, address: u64, data: &[u8]) -> Result<(), Exception> {
-        let pieces = self.pieces(cpu, (mode, Use::Write), address, data.len())?;
+        let want = Want { paging: Use::Write, slat: Use::Write, mode };
+        let pieces = self.pieces(cpu, want, address, data.len())?;
         let (head, tail) = data.split_at(pieces.split);
-        self.world.write(self.vcpu, pieces.first, head);
+        self.store(pieces.first, head);
         if let Some(second) = pieces.second {
-            self.world.write(self.vcpu, second, tail);
+            self.store(second, tail);
         }
         Ok(())
     }
@@ -88,9 +113,9 @@ impl Linear<'_> {
     /// # Errors
     /// The exception the fetch raises.
     pub fn fetch(&mut self, cpu: &Cpu, address: u64, buf: &mut [u8]) -> Result<(), Exception> {
-        let mode = Mode::of(cpu);
-        let gpa = self.tlb.translate(self.world, cpu, (self.vcpu, address), Use::Execute, mode)?;
-        self.world.read(self.vcpu, gpa, buf);
+        let want = Want { paging: Use::Execute, slat: Use::Execute, mode: Mode::of(cpu) };
+        let at = self.locate(cpu, want, address, buf.len())?;
+        self.load(at, buf);
         Ok(())
     }
 }
@@ -105,7 +130,8 @@ impl Bus for Linear<'_> {
     }
 
     fn read_for_write(&mut self, cpu: &Cpu, address: u64, buf: &mut [u8]) -> Result<(), Exception> {
-        let pieces = self.pieces(cpu, (Mode::of(cpu), Use::Write), address, buf.len())?;
+        let want = Want { paging: Use::Write, slat: Use::Read, mode: Mode::of(cpu) };
+        let pieces = self.pieces(cpu, want, address, buf.len())?;
         self.copy_out(&pieces, buf);
         Ok(())
     }

@@ -1,17 +1,14 @@
-//! From linear to physical addresses: the page walk, the rights, A and D, and a small TLB (Intel SDM volume 3A,
-//! chapter 4).
+//! From linear addresses to places: the rights, and a small TLB (Intel SDM volume 3A, chapter 4). The walk is in
+//! `walk.rs`.
 
-use vmtree_api::x86::{Fault, PagingMode, Registers, walk};
-use vmtree_api::{Access, Gva};
+use vmtree_api::Access;
+use vmtree_api::events::Way;
+use vmtree_api::x86::Registers;
 
-use super::bits::{CR0_WP, CR4_PGE, CR4_SMAP, CR4_SMEP, EFER_NXE, RFLAGS_AC, canonical};
-use super::{Cpu, Exception};
-use crate::phys::World;
+use super::Cpu;
+use super::bits::{CR0_WP, CR4_PGE, CR4_SMAP, CR4_SMEP, EFER_NXE, RFLAGS_AC};
 
 const SLOTS: usize = 512;
-const ACCESSED: u64 = 1 << 5;
-const DIRTY: u64 = 1 << 6;
-const GLOBAL: u64 = 1 << 8;
 
 /// What an access is for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -22,6 +19,39 @@ pub enum Use {
     Write,
     /// An instruction fetch.
     Execute,
+}
+
+impl Use {
+    /// The right that it needs.
+    #[must_use]
+    pub const fn access(self) -> Access {
+        match self {
+            Self::Read => Access::READ,
+            Self::Write => Access::WRITE,
+            Self::Execute => Access::EXECUTE,
+        }
+    }
+
+    /// The way of an event about it.
+    #[must_use]
+    pub const fn way(self) -> Way {
+        match self {
+            Self::Read => Way::Read,
+            Self::Write => Way::Write,
+            Self::Execute => Way::Execute,
+        }
+    }
+}
+
+/// What is wanted of an address. A read for a later write is a write to paging, and a read to SLAT.
+#[derive(Clone, Copy, Debug)]
+pub struct Want {
+    /// What the page tables must allow.
+    pub paging: Use,
+    /// What is done now, which SLAT must allow.
+    pub slat: Use,
+    /// On whose behalf.
+    pub mode: Mode,
 }
 
 /// On whose behalf an access is made.
@@ -45,20 +75,34 @@ impl Mode {
 
 /// A translation of one 4 KiB page.
 #[derive(Clone, Copy, Debug)]
-struct Slot {
+pub struct Slot {
     /// The linear address of the page, or [`NONE`].
-    page: u64,
-    frame: u64,
-    rights: Access,
-    user: bool,
-    dirty: bool,
-    global: bool,
+    pub page: u64,
+    /// The place of the frame in the view.
+    pub frame: u64,
+    /// What the page tables permit.
+    pub rights: Access,
+    /// What the view permits.
+    pub slat: Access,
+    /// Whether user mode may use it.
+    pub user: bool,
+    /// Whether D is set.
+    pub dirty: bool,
+    /// Whether it outlives a write to CR3.
+    pub global: bool,
 }
 
 /// No page has this address: it is not aligned.
 const NONE: u64 = 1;
-const EMPTY: Slot =
-    Slot { page: NONE, frame: 0, rights: Access::NONE, user: false, dirty: false, global: false };
+const EMPTY: Slot = Slot {
+    page: NONE,
+    frame: 0,
+    rights: Access::NONE,
+    slat: Access::NONE,
+    user: false,
+    dirty: false,
+    global: false,
+};
 
 /// The translations that a vCPU remembers.
 #[derive(Debug)]
@@ -82,81 +126,28 @@ impl Tlb {
         self.0.iter_mut().filter(|slot| !(keep && slot.global)).for_each(|slot| *slot = EMPTY);
     }
 
-    /// The physical address of a linear one. A and D are set as the access wants it.
-    ///
-    /// # Errors
-    /// #PF, or #GP for an address that is not canonical.
-    pub fn translate(
-        &mut self,
-        world: &World,
-        cpu: &Cpu,
-        (vcpu, address): (usize, u64),
-        wanted: Use,
-        mode: Mode,
-    ) -> Result<u64, Exception> {
+    /// The place of an address, if it is remembered and may be used so.
+    #[inline]
+    pub fn find(&self, regs: &Registers, want: Want, address: u64) -> Option<u64> {
         let page = address & !0xfff;
-        let slot = self.0[(page >> 12) as usize % SLOTS];
-        let usable = slot.page == page && (slot.dirty || wanted != Use::Write);
-        if usable && permitted(&cpu.regs, (slot.rights, slot.user), wanted, mode) {
-            return Ok(slot.frame | address & 0xfff);
-        }
-        let slot = look_up(world, &cpu.regs, vcpu, address, wanted, mode)?;
-        self.0[(page >> 12) as usize % SLOTS] = slot;
-        Ok(slot.frame | address & 0xfff)
+        let slot = &self.0[(page >> 12) as usize % SLOTS];
+        let usable = slot.page == page
+            && (slot.dirty || want.paging != Use::Write)
+            && slot.slat.contains(want.slat.access());
+        (usable && permitted(regs, (slot.rights, slot.user), want)).then_some(slot.frame | address & 0xfff)
     }
-}
 
-/// Walks the tables, checks the rights and sets A and D.
-fn look_up(
-    world: &World,
-    regs: &Registers,
-    vcpu: usize,
-    address: u64,
-    wanted: Use,
-    mode: Mode,
-) -> Result<Slot, Exception> {
-    if !canonical(address) {
-        return Err(Exception::protection(0));
+    /// Remembers a translation.
+    pub fn insert(&mut self, slot: Slot) {
+        self.0[(slot.page >> 12) as usize % SLOTS] = slot;
     }
-    let fault = |error| Err(Exception::page(address, error | error_code(regs, wanted, mode)));
-    let read = |gpa: vmtree_api::Gpa| Ok::<_, std::convert::Infallible>(world.entry(vcpu, gpa.0));
-    let Ok(found) = walk(&PagingMode::from(regs), Gva(address), read);
-    let found = match found {
-        Ok(found) => found,
-        Err(Fault::NonCanonical) => return Err(Exception::protection(0)),
-        Err(Fault::NotPresent(_)) => return fault(0),
-        Err(Fault::Reserved(_)) => return fault(0b1001),
-    };
-    if !permitted(regs, (found.rights, found.user), wanted, mode) {
-        return fault(1);
-    }
-    let leaf = found.entries().len().saturating_sub(1);
-    let mut dirty = false;
-    let mut global = false;
-    for (index, entry) in found.entries().iter().enumerate() {
-        let wants_dirty = index == leaf && wanted == Use::Write;
-        let bits = if wants_dirty { ACCESSED | DIRTY } else { ACCESSED };
-        if entry.value & bits != bits {
-            world.mark(vcpu, entry.gpa.0, bits);
-        }
-        if index == leaf {
-            dirty = wants_dirty || entry.value & DIRTY != 0;
-            global = entry.value & GLOBAL != 0;
-        }
-    }
-    let frame = found.gpa.0 & !0xfff;
-    Ok(Slot { page: address & !0xfff, frame, rights: found.rights, user: found.user, dirty, global })
 }
 
 /// Whether the rights of a page allow an access (4.6.1).
-fn permitted(regs: &Registers, (rights, user): (Access, bool), wanted: Use, mode: Mode) -> bool {
+pub fn permitted(regs: &Registers, (rights, user): (Access, bool), want: Want) -> bool {
+    let Want { paging: wanted, mode, .. } = want;
     if mode == Mode::User {
-        let needed = match wanted {
-            Use::Read => Access::READ,
-            Use::Write => Access::WRITE,
-            Use::Execute => Access::EXECUTE,
-        };
-        return user && rights.contains(needed);
+        return user && rights.contains(wanted.access());
     }
     // Supervisor data accesses to user pages need SMAP off or, where the code itself makes them, AC set.
     let walled = user && regs.cr4 & CR4_SMAP != 0 && !(mode == Mode::Kernel && regs.rflags & RFLAGS_AC != 0);
@@ -168,7 +159,7 @@ fn permitted(regs: &Registers, (rights, user): (Access, bool), wanted: Use, mode
 }
 
 /// The bits of the error code that the access decides (4.7): W/R, U/S and I/D.
-fn error_code(regs: &Registers, wanted: Use, mode: Mode) -> u32 {
+pub fn error_code(regs: &Registers, wanted: Use, mode: Mode) -> u32 {
     let write = u32::from(wanted == Use::Write) << 1;
     let user = u32::from(mode == Mode::User) << 2;
     let fetch = wanted == Use::Execute && (regs.efer & EFER_NXE != 0 || regs.cr4 & CR4_SMEP != 0);

@@ -7,7 +7,9 @@ mod cpuid;
 mod descriptor;
 pub mod exec;
 mod fetch;
-mod interrupt;
+pub(crate) mod grants;
+mod intercept;
+pub(crate) mod interrupt;
 mod linear;
 mod mmu;
 pub(crate) mod msr;
@@ -15,6 +17,7 @@ mod step;
 mod system;
 mod transfer;
 pub(crate) mod vcpu;
+mod walk;
 
 pub(crate) use step::Stepped;
 
@@ -55,6 +58,10 @@ impl Exception {
     pub const DIVIDE: Self = Self::plain(0);
     /// #UD, invalid opcode.
     pub const INVALID_OPCODE: Self = Self::plain(6);
+
+    /// No exception: the instruction or delivery was stopped by an interception, and is done anew later. Nothing was
+    /// changed.
+    pub const STOPPED: Self = Self::plain(0xff);
 
     /// An exception without an error code.
     #[must_use]

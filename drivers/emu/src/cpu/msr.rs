@@ -65,33 +65,48 @@ pub fn read(vcpu: &Vcpu, world: &World, index: u32) -> Option<u64> {
     }
 }
 
+/// What becomes of a value written to one.
+///
+/// # Errors
+/// Why it is not written.
+pub fn check(vcpu: &Vcpu, world: &World, index: u32, value: u64) -> Result<u64, Failure> {
+    let mut regs = vcpu.snapshot(world);
+    match index {
+        TSC => Ok(value),
+        IA32_APIC_BASE => check::apic_base(value, regs.apic_base).map_err(Failure::Value),
+        // Bits 0 (fast strings), 16 (MONITOR) and 22 (limited CPUID) are stored and do nothing.
+        MISC_ENABLE if value & !0x0041_0001 != 0 => Err(Failure::Value("only bits 0, 16 and 22 are there")),
+        MISC_ENABLE => Ok(value),
+        EFER => check::efer(value, regs.efer).map_err(Failure::Value),
+        _ => {
+            let (_, rule) = plain(&mut regs, index).ok_or(Failure::Unknown)?;
+            rule(value).map_err(Failure::Value)
+        }
+    }
+}
+
 /// Writes one.
 ///
 /// # Errors
 /// Why not; nothing is changed then.
 pub fn write(vcpu: &mut Vcpu, world: &mut World, index: u32, value: u64) -> Result<(), Failure> {
+    let value = check(vcpu, world, index, value)?;
     match index {
         TSC => vcpu.tsc_offset = value.wrapping_sub(world.now()),
         IA32_APIC_BASE => {
-            let before = vcpu.snapshot(world).apic_base;
-            let value = check::apic_base(value, before).map_err(Failure::Value)?;
             if let Some(apic) = world.apics.get_mut(vcpu.id) {
                 apic.set_present(value >> 11 & 1 != 0);
             }
         }
-        // Bits 0 (fast strings), 16 (MONITOR) and 22 (limited CPUID) are stored and do nothing.
-        MISC_ENABLE if value & !0x0041_0001 != 0 => {
-            return Err(Failure::Value("only bits 0, 16 and 22 are there"));
-        }
         MISC_ENABLE => vcpu.misc_enable = value,
         EFER => {
-            let regs = &mut vcpu.cpu.regs;
-            regs.efer = check::efer(value, regs.efer).map_err(Failure::Value)?;
+            vcpu.cpu.regs.efer = value;
             vcpu.tlb.flush();
         }
         _ => {
-            let (place, rule) = plain(&mut vcpu.cpu.regs, index).ok_or(Failure::Unknown)?;
-            *place = rule(value).map_err(Failure::Value)?;
+            if let Some((place, _)) = plain(&mut vcpu.cpu.regs, index) {
+                *place = value;
+            }
         }
     }
     Ok(())

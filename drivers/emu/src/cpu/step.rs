@@ -1,11 +1,13 @@
 //! One step of a vCPU: an instruction, one round of a repeated one, or the delivery of an interrupt.
 
 use iced_x86::Mnemonic;
+use vmtree_api::events::Inject;
 
 use super::Exception;
 use super::bits::{DR6_BS, RFLAGS_IF, RFLAGS_RF, RFLAGS_TF};
 use super::exec::{self, Done};
-use super::interrupt::{Event, Origin, TripleFault};
+use super::grants::Mid;
+use super::interrupt::{Event, Origin};
 use super::system::Then;
 use super::vcpu::{Activity, Core, Shadow};
 
@@ -20,6 +22,8 @@ pub enum Stepped {
     Yielded,
     /// The vCPU waits for an interrupt.
     Idle,
+    /// The vCPU is held at an event, or waits for room to report one. No time passes.
+    Held,
     /// A triple fault: it just stopped for good, or did before.
     Dead,
 }
@@ -27,16 +31,98 @@ pub enum Stepped {
 impl Core<'_> {
     /// Does one step. Time is not advanced here.
     pub fn step(&mut self) -> Stepped {
+        if self.vcpu.trap.attention || self.world.armed.steps {
+            let stepped = self.go_on();
+            return self.settle(stepped);
+        }
+        let stepped = self.next();
+        if self.vcpu.trap.attention { self.settle(stepped) } else { stepped }
+    }
+
+    /// What comes next with nothing at hand.
+    fn next(&mut self) -> Stepped {
         if self.vcpu.activity == Activity::Dead {
             return Stepped::Dead;
         }
         if let Some(event) = self.interrupt() {
-            return self.settle(event);
+            return self.deliver(event, None);
         }
         if self.vcpu.activity == Activity::Halted {
             return Stepped::Idle;
         }
         self.instruction()
+    }
+
+    /// Goes on with what is at hand: what was stopped and answered, then what was injected.
+    fn go_on(&mut self) -> Stepped {
+        let trap = &mut self.vcpu.trap;
+        if trap.held.is_some() {
+            return Stepped::Held;
+        }
+        trap.full = false;
+        if trap.careful {
+            self.vcpu.tlb.flush();
+        }
+        match std::mem::take(&mut trap.mid) {
+            Mid::Instruction => return self.instruction(),
+            Mid::Delivery(event, outer) => return self.deliver(event, outer),
+            Mid::Stepped => {
+                self.report_step();
+                if self.vcpu.trap.stands() {
+                    return Stepped::Held;
+                }
+            }
+            Mid::Nothing => {}
+        }
+        match self.injected() {
+            Some(event) if self.vcpu.activity != Activity::Dead => self.deliver(event, None),
+            _ => self.next(),
+        }
+    }
+
+    /// Ends a step in which there was something to look at.
+    fn settle(&mut self, stepped: Stepped) -> Stepped {
+        if matches!(stepped, Stepped::Ran | Stepped::Yielded) {
+            self.vcpu.trap.clear();
+            if let Some(view) = self.vcpu.trap.back.take() {
+                self.vcpu.switch(view);
+            }
+            if self.world.armed.steps {
+                self.report_step();
+            }
+        }
+        self.vcpu.trap.refresh();
+        stepped
+    }
+
+    /// Takes what was injected, if the vCPU can take it now (Intel SDM volume 3C, 27.6: exceptions at once).
+    fn injected(&mut self) -> Option<Event> {
+        let vcpu = &mut *self.vcpu;
+        let rip = vcpu.cpu.regs.rip;
+        let event = |what, origin| Some(Event { what, origin, rip, injected: true });
+        let waiting = self.world.apics.get(vcpu.id).is_some_and(|apic| apic.nmi) && !vcpu.nmi_blocked;
+        let free = vcpu.shadow == Shadow::None;
+        let event = match vcpu.trap.injected? {
+            Inject::PageFault { address, error } => {
+                event(Exception::page(address.0, error), Origin::Exception)
+            }
+            Inject::Exception { vector, error } => {
+                event(Exception { vector, error, cr2: None }, Origin::Exception)
+            }
+            Inject::Nmi if free && !vcpu.nmi_blocked => {
+                vcpu.nmi_blocked = true;
+                event(Exception::plain(NMI), Origin::Nmi)
+            }
+            // An NMI comes before it (volume 3A, table 6-2).
+            Inject::Interrupt { vector } if free && !waiting && vcpu.cpu.regs.rflags & RFLAGS_IF != 0 => {
+                event(Exception::plain(vector), Origin::External)
+            }
+            Inject::Nmi | Inject::Interrupt { .. } => None,
+        };
+        if event.is_some() {
+            vcpu.trap.injected = None;
+        }
+        event
     }
 
     /// Takes the interrupt that comes now, if one does: NMI first (Intel SDM volume 3A, table 6-2).
@@ -50,25 +136,28 @@ impl Core<'_> {
         if apic.nmi && !vcpu.nmi_blocked {
             apic.nmi = false;
             vcpu.nmi_blocked = true;
-            return Some(Event { what: Exception::plain(NMI), origin: Origin::External, rip });
+            return Some(Event { what: Exception::plain(NMI), origin: Origin::Nmi, rip, injected: false });
         }
         if vcpu.cpu.regs.rflags & RFLAGS_IF == 0 {
             return None;
         }
         let vector = apic.take()?;
-        Some(Event { what: Exception::plain(vector), origin: Origin::External, rip })
+        Some(Event { what: Exception::plain(vector), origin: Origin::External, rip, injected: false })
     }
 
-    fn settle(&mut self, event: Event) -> Stepped {
-        match self.deliver(event) {
-            Ok(()) => Stepped::Ran,
-            Err(TripleFault) => Stepped::Dead,
-        }
-    }
-
+    /// Delivers an exception of the instruction, or keeps the instruction for later if it was stopped.
     fn raise(&mut self, what: Exception) -> Stepped {
-        let rip = self.vcpu.cpu.regs.rip;
-        self.settle(Event { what, origin: Origin::Exception, rip })
+        let trap = &mut self.vcpu.trap;
+        let event = match (what, trap.raise.take()) {
+            (Exception::STOPPED, None) => {
+                trap.mid = Mid::Instruction;
+                return Stepped::Held;
+            }
+            (Exception::STOPPED, Some(what)) => Event { injected: true, ..self.exception(what) },
+            _ => self.exception(what),
+        };
+        self.vcpu.trap.clear();
+        self.deliver(event, None)
     }
 
     fn instruction(&mut self) -> Stepped {
@@ -90,7 +179,10 @@ impl Core<'_> {
                     regs.rflags &= !RFLAGS_RF;
                 }
                 Ok(Then::Stay) => {}
-                Ok(Then::Deliver(event)) => return self.settle(event),
+                Ok(Then::Deliver(event)) => {
+                    self.vcpu.trap.clear();
+                    return self.deliver(event, None);
+                }
                 Err(exception) => return self.raise(exception),
             },
             Err(exception) => return self.raise(exception),

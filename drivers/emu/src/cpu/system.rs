@@ -1,9 +1,12 @@
 //! The system instructions: one table from mnemonic to what it does.
 
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
+use vmtree_api::events::{DescriptorTable, Detail, EventKind, Way};
 
 use super::Exception;
 use super::bits::{CR0_TS, CR4_TSD, RFLAGS_AC, RFLAGS_IF};
+use super::grants::Answer;
+use super::intercept::Register as Watched;
 use super::interrupt::{Event, Origin};
 use super::mmu::Mode;
 use super::vcpu::{Activity, Core, GP0, Outcome, Shadow};
@@ -20,9 +23,14 @@ pub enum Then {
     Deliver(Event),
 }
 
+/// What a hypervisor answers to a call that it does not know, and to one that is not made at privilege level 0: the
+/// numbers are KVM's, KVM_ENOSYS and KVM_EPERM (Linux, Documentation/virt/kvm/x86/hypercalls.rst).
+const UNKNOWN_CALL: u64 = 1000_u64.wrapping_neg();
+const FORBIDDEN_CALL: u64 = 1_u64.wrapping_neg();
+
 /// The interrupt that INT n, INT3 and INT1 make.
 fn software(vector: u8, origin: Origin, ins: &Instruction) -> Then {
-    Then::Deliver(Event { what: Exception::plain(vector), origin, rip: ins.next_ip() })
+    Then::Deliver(Event { what: Exception::plain(vector), origin, rip: ins.next_ip(), injected: false })
 }
 
 impl Core<'_> {
@@ -32,7 +40,12 @@ impl Core<'_> {
     /// The exception it raises; nothing is changed then.
     pub fn system(&mut self, ins: &Instruction) -> Result<Then, Exception> {
         match ins.mnemonic() {
-            Mnemonic::Int3 => return Ok(software(3, Origin::Software, ins)),
+            Mnemonic::Int3 => {
+                return Ok(match self.ask_breakpoint(ins.len())? {
+                    true => software(3, Origin::SoftwareException, ins),
+                    false => Then::Next,
+                });
+            }
             Mnemonic::Int => return Ok(software(ins.immediate8(), Origin::Software, ins)),
             Mnemonic::Int1 => return Ok(software(1, Origin::Privileged, ins)),
             Mnemonic::Syscall => return self.syscall(ins).map(|()| Then::Stay),
@@ -76,10 +89,8 @@ impl Core<'_> {
                 }
                 Ok(())
             }
-            Mnemonic::Cpuid => {
-                self.cpuid();
-                Ok(())
-            }
+            Mnemonic::Cpuid => self.cpuid(),
+            Mnemonic::Vmcall | Mnemonic::Vmmcall => self.guest_request(),
             Mnemonic::Rdtsc | Mnemonic::Rdtscp => self.rdtsc(ins),
             Mnemonic::Rdmsr => self.rdmsr(),
             Mnemonic::Wrmsr => self.wrmsr(),
@@ -100,35 +111,52 @@ impl Core<'_> {
                 self.set_cr0(self.vcpu.cpu.regs.cr0 & !CR0_TS)
             }
             Mnemonic::Lmsw => self.load_status(ins),
-            Mnemonic::Smsw => self.store_word(ins, self.vcpu.cpu.regs.cr0),
-            Mnemonic::Sldt => self.store_word(ins, u64::from(self.vcpu.cpu.regs.ldtr.selector)),
-            Mnemonic::Str => self.store_word(ins, u64::from(self.vcpu.cpu.regs.tr.selector)),
-            Mnemonic::Lldt => {
+            Mnemonic::Smsw => self.store_status(ins),
+            Mnemonic::Lldt | Mnemonic::Ltr | Mnemonic::Lgdt | Mnemonic::Lidt => {
                 self.privileged()?;
-                let selector = self.word(ins, 0)?;
-                self.load_ldtr(selector)
+                self.descriptor_tables(ins, Way::To)
             }
-            Mnemonic::Ltr => {
-                self.privileged()?;
-                let selector = self.word(ins, 0)?;
-                self.load_tr(selector)
+            Mnemonic::Sldt | Mnemonic::Str | Mnemonic::Sgdt | Mnemonic::Sidt => {
+                self.descriptor_tables(ins, Way::From)
             }
-            Mnemonic::Lgdt => {
-                self.vcpu.cpu.regs.gdtr = self.load_table(ins)?;
-                Ok(())
-            }
-            Mnemonic::Lidt => {
-                self.vcpu.cpu.regs.idtr = self.load_table(ins)?;
-                Ok(())
-            }
-            Mnemonic::Sgdt => self.store_table(ins, self.vcpu.cpu.regs.gdtr),
-            Mnemonic::Sidt => self.store_table(ins, self.vcpu.cpu.regs.idtr),
             Mnemonic::Rdfsbase => self.segment_base(ins, Register::FS, false),
             Mnemonic::Rdgsbase => self.segment_base(ins, Register::GS, false),
             Mnemonic::Wrfsbase => self.segment_base(ins, Register::FS, true),
             Mnemonic::Wrgsbase => self.segment_base(ins, Register::GS, true),
             _ => Err(unknown(ins)),
         }
+    }
+
+    /// LGDT, SGDT and their like, once their privilege is checked.
+    fn descriptor_tables(&mut self, ins: &Instruction, way: Way) -> Outcome {
+        let table = match ins.mnemonic() {
+            Mnemonic::Lgdt | Mnemonic::Sgdt => DescriptorTable::Gdtr,
+            Mnemonic::Lidt | Mnemonic::Sidt => DescriptorTable::Idtr,
+            Mnemonic::Lldt | Mnemonic::Sldt => DescriptorTable::Ldtr,
+            _ => DescriptorTable::Tr,
+        };
+        let index = table as u32;
+        if self.ask(EventKind::Descriptor, index, Detail::Descriptor { table, way })? == Answer::Drop {
+            return Ok(());
+        }
+        let regs = &self.vcpu.cpu.regs;
+        match (table, way) {
+            (DescriptorTable::Gdtr, Way::To) => self.vcpu.cpu.regs.gdtr = self.load_table(ins)?,
+            (DescriptorTable::Idtr, Way::To) => self.vcpu.cpu.regs.idtr = self.load_table(ins)?,
+            (DescriptorTable::Ldtr, Way::To) => {
+                let selector = self.word(ins, 0)?;
+                self.load_ldtr(selector)?;
+            }
+            (DescriptorTable::Tr, Way::To) => {
+                let selector = self.word(ins, 0)?;
+                self.load_tr(selector)?;
+            }
+            (DescriptorTable::Gdtr, _) => self.store_table(ins, regs.gdtr)?,
+            (DescriptorTable::Idtr, _) => self.store_table(ins, regs.idtr)?,
+            (DescriptorTable::Ldtr, _) => self.store_word(ins, u64::from(regs.ldtr.selector))?,
+            (DescriptorTable::Tr, _) => self.store_word(ins, u64::from(regs.tr.selector))?,
+        }
+        Ok(())
     }
 
     fn mov(&mut self, ins: &Instruction) -> Outcome {
@@ -202,14 +230,29 @@ impl Core<'_> {
         Ok(())
     }
 
-    fn cpuid(&mut self) {
+    fn cpuid(&mut self) -> Outcome {
         let (leaf, subleaf) = (self.gpr(Register::EAX) as u32, self.gpr(Register::ECX) as u32);
-        let found = cpuid::leaf(leaf, subleaf, self.vcpu.id as u32, self.world.apics.len() as u32);
+        let found = match self.ask(EventKind::Cpuid, 0, Detail::Cpuid { leaf, subleaf })? {
+            Answer::Data(value) => [0, 32, 64, 96].map(|bit| (value >> bit) as u32),
+            _ => cpuid::leaf(leaf, subleaf, self.vcpu.id as u32, self.world.apics.len() as u32),
+        };
         for (register, value) in
             [Register::EAX, Register::EBX, Register::ECX, Register::EDX].iter().zip(found)
         {
             self.set_gpr(*register, u64::from(value));
         }
+        Ok(())
+    }
+
+    /// VMCALL and VMMCALL.
+    fn guest_request(&mut self) -> Outcome {
+        let result = if self.vcpu.cpu.cpl() == 0 { UNKNOWN_CALL } else { FORBIDDEN_CALL };
+        match self.ask(EventKind::GuestRequest, 0, Detail::GuestRequest)? {
+            Answer::Drop => {}
+            Answer::Data(value) => self.set_gpr(Register::RAX, value as u64),
+            _ => self.set_gpr(Register::RAX, result),
+        }
+        Ok(())
     }
 
     fn set_pair(&mut self, value: u64) {
@@ -232,6 +275,7 @@ impl Core<'_> {
         self.privileged()?;
         let index = self.gpr(Register::ECX) as u32;
         let value = msr::read(self.vcpu, self.world, index).ok_or(GP0)?;
+        let value = self.ask_from(Watched::msr(index), value)?;
         self.set_pair(value);
         Ok(())
     }
@@ -240,6 +284,8 @@ impl Core<'_> {
         self.privileged()?;
         let index = self.gpr(Register::ECX) as u32;
         let value = self.gpr(Register::EDX) << 32 | self.gpr(Register::EAX);
+        let old = msr::read(self.vcpu, self.world, index).ok_or(GP0)?;
+        let Some(value) = self.ask_to(Watched::msr(index), old, value)? else { return Ok(()) };
         msr::write(self.vcpu, self.world, index, value).map_err(|_| GP0)
     }
 
@@ -276,7 +322,11 @@ impl Core<'_> {
     fn port_in(&mut self, ins: &Instruction) -> Outcome {
         let register = ins.op0_register();
         let port = self.port(ins, 1, register.size())?;
-        let value = self.world.port_in(port);
+        let detail = Detail::Io { port, bytes: register.size() as u8, value: None };
+        let value = match self.ask(EventKind::Io, 0, detail)? {
+            Answer::Data(value) => value as u32,
+            _ => self.world.port_in(port),
+        };
         self.set_gpr(register, u64::from(value));
         Ok(())
     }
@@ -284,7 +334,13 @@ impl Core<'_> {
     fn port_out(&mut self, ins: &Instruction) -> Outcome {
         let register = ins.op1_register();
         let port = self.port(ins, 0, register.size())?;
-        self.world.port_out(port, self.gpr(register) as u32);
+        let value = self.gpr(register) as u32;
+        let detail = Detail::Io { port, bytes: register.size() as u8, value: Some(value) };
+        match self.ask(EventKind::Io, 0, detail)? {
+            Answer::Drop => {}
+            Answer::Data(value) => self.world.port_out(port, value as u32),
+            _ => self.world.port_out(port, value),
+        }
         Ok(())
     }
 }

@@ -5,6 +5,7 @@ use iced_x86::{Instruction, OpKind, Register};
 use super::bits::RFLAGS_IOPL;
 use super::exec::operand::fault;
 use super::fetch::Decoded;
+use super::grants::Trap;
 use super::linear::Linear;
 use super::mmu::{Mode, Tlb};
 use super::{Cpu, Exception};
@@ -55,6 +56,8 @@ pub struct Vcpu {
     pub tlb: Tlb,
     /// Its decoded instructions.
     pub decoded: Decoded,
+    /// What it is intercepted by.
+    pub trap: Trap,
 }
 
 impl Vcpu {
@@ -68,6 +71,14 @@ impl Vcpu {
             regs.apic_base = super::msr::apic_base(self.id, apic.present());
         }
         regs
+    }
+
+    /// Moves it to another view.
+    pub fn switch(&mut self, view: u32) {
+        if self.trap.view != view {
+            self.trap.view = view;
+            self.tlb.flush();
+        }
     }
 
     /// The TSC: 1 a nanosecond of virtual time.
@@ -94,8 +105,8 @@ pub const GP0: Exception = Exception::protection(0);
 impl Core<'_> {
     /// The state and, beside it, the memory side.
     pub fn split(&mut self) -> (&mut Cpu, Linear<'_>, &mut Decoded) {
-        let Vcpu { id, cpu, tlb, decoded, .. } = &mut *self.vcpu;
-        (cpu, Linear { vcpu: *id, tlb, world: self.world }, decoded)
+        let Vcpu { id, cpu, tlb, decoded, trap, .. } = &mut *self.vcpu;
+        (cpu, Linear { vcpu: *id, tlb, trap, world: self.world }, decoded)
     }
 
     /// Reads as the code that runs.

@@ -139,6 +139,7 @@ impl Bench {
             match self.state.step(0) {
                 Stepped::Ran | Stepped::Yielded => {}
                 Stepped::Idle => return step,
+                Stepped::Held => panic!("held at {:#x}", self.regs().rip),
                 Stepped::Dead => panic!("triple fault at {:#x}", self.regs().rip),
             }
         }

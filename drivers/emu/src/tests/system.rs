@@ -157,11 +157,11 @@ fn ports_without_a_device_read_ones() {
 
 #[test]
 fn what_is_no_instruction_is_undefined() {
-    // UD2; a locked MOV; VMCALL; SYSENTER; AVX; MONITOR.
+    // UD2; a locked MOV; VMLAUNCH; SYSENTER; AVX; MONITOR.
     for bytes in [
         &[0x0f, 0x0b][..],
         &[0xf0, 0x89, 0x00],
-        &[0x0f, 0x01, 0xc1],
+        &[0x0f, 0x01, 0xc2],
         &[0x0f, 0x34],
         &[0xc5, 0xf8, 0x77],
         &[0x0f, 0x01, 0xc8],

@@ -1,0 +1,79 @@
+//! The records of one controlling file. Those that are held are never lost.
+
+use std::collections::VecDeque;
+
+use parking_lot::Mutex;
+
+use super::record::{Item, Record};
+use super::stats::Stats;
+use super::wake::{Wait, Waker, Wakers};
+
+/// How many records wait for a controller that does not read, beside those that are held.
+const RECORDS: usize = 4096;
+
+/// The records that a controlling file has not read yet.
+#[derive(Default)]
+pub struct Queue(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    items: VecDeque<Item>,
+    wakers: Wakers,
+    ended: bool,
+}
+
+impl Queue {
+    /// Adds a record. `held` tells which numbers are.
+    pub fn push(&self, record: Record, held: &dyn Fn(u64) -> bool, stats: &Stats, wake: &mut Vec<Waker>) {
+        let mut state = self.0.lock();
+        if state.items.len() >= RECORDS {
+            state.lose(held, stats);
+        }
+        state.items.push_back(Item::Event { record, held: held(record.seq) });
+        state.wakers.take(wake);
+    }
+
+    /// Takes up to `most` items. Where there are none it keeps who waits, and returns whether there will be some.
+    pub fn take(&self, most: usize, into: &mut impl Extend<Item>, wait: Option<Wait>) -> bool {
+        let mut state = self.0.lock();
+        let most = most.min(state.items.len());
+        if most > 0 {
+            into.extend(state.items.drain(..most));
+            if state.items.is_empty() {
+                // An idle controller keeps no room.
+                state.items = VecDeque::new();
+            }
+            return true;
+        }
+        if let (Some(wait), false) = (wait, state.ended) {
+            state.wakers.keep(wait);
+        }
+        !state.ended
+    }
+
+    /// Nothing more will come.
+    pub fn end(&self, wake: &mut Vec<Waker>) {
+        let mut state = self.0.lock();
+        state.ended = true;
+        state.wakers.take(wake);
+    }
+}
+
+impl State {
+    /// Makes room: the oldest record that is not held becomes part of what is lost.
+    fn lose(&mut self, held: &dyn Fn(u64) -> bool, stats: &Stats) {
+        let oldest = self.items.iter().enumerate().find_map(|(at, item)| match item {
+            Item::Event { record, .. } if !held(record.seq) => Some((at, *record)),
+            _ => None,
+        });
+        let Some((at, record)) = oldest else { return };
+        stats.of(record.event.kind).lost.add(1);
+        let before = at.checked_sub(1).and_then(|at| self.items.get_mut(at));
+        if let Some(Item::Lost { last, .. }) = before {
+            *last = record.seq;
+            self.items.remove(at);
+        } else if let Some(item) = self.items.get_mut(at) {
+            *item = Item::Lost { first: record.seq, last: record.seq };
+        }
+    }
+}
