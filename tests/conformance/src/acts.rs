@@ -163,18 +163,33 @@ impl Maker<'_> {
             fields.push(("cr3", old));
         });
         let mut to = vec![
-            self.act(("cr0", "to"), (Op::WriteCr0, vec![2, AM]), Site::WriteCr0, self.writes(&[cr0, cr0 ^ AM, cr0], &[]))?
-                .moved(Counter::Cr0Writes)
-                .probed(cr(0), cr0 ^ (1 << 16)),
+            self.act(
+                ("cr0", "to"),
+                (Op::WriteCr0, vec![2, AM]),
+                Site::WriteCr0,
+                self.writes(&[cr0, cr0 ^ AM, cr0], &[]),
+            )?
+            .moved(Counter::Cr0Writes)
+            .probed(cr(0), cr0 ^ (1 << 16)),
             self.act(("cr3", "to"), (Op::WriteCr3, vec![2, 0]), Site::WriteCr3, cr3)?
                 .moved(Counter::Cr3Writes)
                 .probed(cr(3), second),
-            self.act(("cr4", "to"), (Op::WriteCr4, vec![2, TSD]), Site::WriteCr4, self.writes(&[cr4, cr4 ^ TSD, cr4], &[]))?
-                .moved(Counter::Cr4Writes)
-                .probed(cr(4), cr4 ^ DE),
-            self.act(("cr8", "to"), (Op::WriteCr8, vec![2, 5]), Site::WriteCr8, self.writes(&[0, 5, 5], &[]))?
-                .moved(Counter::Cr8Writes)
-                .probed((Op::ReadCr8, vec![1]), 7),
+            self.act(
+                ("cr4", "to"),
+                (Op::WriteCr4, vec![2, TSD]),
+                Site::WriteCr4,
+                self.writes(&[cr4, cr4 ^ TSD, cr4], &[]),
+            )?
+            .moved(Counter::Cr4Writes)
+            .probed(cr(4), cr4 ^ DE),
+            self.act(
+                ("cr8", "to"),
+                (Op::WriteCr8, vec![2, 5]),
+                Site::WriteCr8,
+                self.writes(&[0, 5, 5], &[]),
+            )?
+            .moved(Counter::Cr8Writes)
+            .probed((Op::ReadCr8, vec![1]), 7),
         ];
         let after = [(Op::WriteCr0, cr0), (Op::WriteCr3, kernel), (Op::WriteCr4, cr4), (Op::WriteCr8, 0)];
         for (act, (op, value)) in to.iter_mut().zip(after) {
@@ -200,10 +215,16 @@ impl Maker<'_> {
         for (reg, value, write, read) in sites {
             let old = self.read(Op::ReadDr, &[1, reg])?;
             let (index, more) = (format!(",index={reg}"), [("reg", reg)]);
-            let to = self.act(("dr", "to"), (Op::WriteDr, vec![2, reg, value]), write, self.writes(&[old, value, value], &more))?;
+            let to = self.act(
+                ("dr", "to"),
+                (Op::WriteDr, vec![2, reg, value]),
+                write,
+                self.writes(&[old, value, value], &more),
+            )?;
             let to = to.moved(Counter::DrWrites).probed((Op::ReadDr, vec![1, reg]), 0x5000);
             all.push(Act { params: index.clone(), after: vec![(Op::WriteDr, vec![1, reg, old])], ..to });
-            let from = self.act(("dr", "from"), (Op::ReadDr, vec![2, reg]), read, self.reads(2, old, &more))?;
+            let from =
+                self.act(("dr", "from"), (Op::ReadDr, vec![2, reg]), read, self.reads(2, old, &more))?;
             all.push(Act { params: index, other: 0x5000, ..from.moved(Counter::DrReads) });
         }
         Ok(all)
@@ -215,10 +236,16 @@ impl Maker<'_> {
         let params = format!(",index={KERNEL_GS_BASE:#x}");
         let write = (Op::WriteMsr, vec![2, KERNEL_GS_BASE, value]);
         let to = self.act(("msr", "to"), write, Site::WriteMsr, self.writes(&[old, value, value], &more))?;
-        let to = to.moved(Counter::MsrWrites).probed((Op::ReadMsr, vec![1, KERNEL_GS_BASE]), 0xffff_8000_5678_0000);
+        let to = to
+            .moved(Counter::MsrWrites)
+            .probed((Op::ReadMsr, vec![1, KERNEL_GS_BASE]), 0xffff_8000_5678_0000);
         let after = vec![(Op::WriteMsr, vec![1, KERNEL_GS_BASE, old])];
-        let from =
-            self.act(("msr", "from"), (Op::ReadMsr, vec![3, KERNEL_GS_BASE]), Site::ReadMsr, self.reads(3, old, &more))?;
+        let from = self.act(
+            ("msr", "from"),
+            (Op::ReadMsr, vec![3, KERNEL_GS_BASE]),
+            Site::ReadMsr,
+            self.reads(3, old, &more),
+        )?;
         let from = Act { other: 0x1234_5678_9abc_def0, ..from.moved(Counter::MsrReads) };
         Ok(vec![Act { params: params.clone(), after, ..to }, Act { params, ..from }])
     }
@@ -244,7 +271,8 @@ impl Maker<'_> {
     fn interrupts(&self) -> Result<Vec<Act>, String> {
         let soft = self.vm.header(header::SOFT_VECTOR)?;
         let fields = vec![("vector", number(soft)), ("type", "swint".to_owned())];
-        let int = self.act(("interrupt", ""), (Op::SoftInterrupt, vec![3]), Site::SoftInterrupt, vec![fields; 3])?;
+        let int =
+            self.act(("interrupt", ""), (Op::SoftInterrupt, vec![3]), Site::SoftInterrupt, vec![fields; 3])?;
         let int = Act { params: format!(",vector={soft}"), ..int.moved(Counter::SoftInterrupts) };
         let fields = vec![("gpa", number(self.site(Site::Int3)?)), ("len", number(1))];
         let int3 = self.act(("breakpoint", ""), (Op::Int3, vec![3]), Site::Int3, vec![fields; 3])?;
@@ -256,7 +284,9 @@ impl Maker<'_> {
         let cpuid = self.act(("cpuid", ""), (Op::Cpuid, vec![2, 7, 0]), Site::Cpuid, vec![leaf; 2])?;
         let mut all = vec![Act { other: 0x11, ..cpuid.moved(Counter::Cpuids) }];
         // POST codes: a port that every PC has, and nobody reads.
-        for (size, value, out, input) in [(1, 0xa5, Site::Out1, Site::In1), (4, 0x1234_5678, Site::Out4, Site::In4)] {
+        for (size, value, out, input) in
+            [(1, 0xa5, Site::Out1, Site::In1), (4, 0x1234_5678, Site::Out4, Site::In4)]
+        {
             let port = vec![("port", number(0x80)), ("bytes", number(size))];
             let mut with = port.clone();
             with.push(("value", number(value)));
@@ -273,13 +303,15 @@ impl Maker<'_> {
         ];
         for (n, (table, value, load, store)) in (0..).zip(tables) {
             let fields = vec![vec![("table", table.to_owned())]; 2];
-            let to = self.act(("descriptor", "to"), (Op::LoadTable, vec![2, n, value]), load, fields.clone())?;
+            let to =
+                self.act(("descriptor", "to"), (Op::LoadTable, vec![2, n, value]), load, fields.clone())?;
             all.push(to.moved(Counter::TableLoads));
             let from = self.act(("descriptor", "from"), (Op::StoreTable, vec![2, n]), store, fields)?;
             all.push(from.moved(Counter::TableStores));
         }
         // Where nobody answers, vmcall may be #UD, which ends the order: one record.
-        let request = self.act(("guest_request", ""), (Op::Vmcall, vec![1, 5, 6, 7]), Site::Vmcall, vec![Vec::new()])?;
+        let request =
+            self.act(("guest_request", ""), (Op::Vmcall, vec![1, 5, 6, 7]), Site::Vmcall, vec![Vec::new()])?;
         all.push(request);
         Ok(all)
     }
@@ -332,7 +364,9 @@ impl Vm {
     pub(crate) fn restore(&self, act: &Act) -> Checked {
         for (op, args) in &act.after {
             let mut args = args.clone();
-            if let (Op::WriteCr0 | Op::WriteCr4, [_, value], "cr0" | "cr4") = (*op, args.as_mut_slice(), act.kind) {
+            if let (Op::WriteCr0 | Op::WriteCr4, [_, value], "cr0" | "cr4") =
+                (*op, args.as_mut_slice(), act.kind)
+            {
                 let number = if *op == Op::WriteCr0 { 0 } else { 4 };
                 *value ^= self.order(act.vcpu, Op::ReadCr, &[1, number])?;
             }
@@ -359,7 +393,14 @@ impl Vm {
 /// All that the mount has events for, on one vCPU. The guest is quiet.
 pub fn acts(vm: &Vm, vcpu: u64) -> Result<Vec<Act>, String> {
     let maker = Maker { vm, vcpu };
-    let all = [maker.control()?, maker.xcr0()?, maker.debug()?, maker.msr()?, maker.interrupts()?, maker.instructions()?];
+    let all = [
+        maker.control()?,
+        maker.xcr0()?,
+        maker.debug()?,
+        maker.msr()?,
+        maker.interrupts()?,
+        maker.instructions()?,
+    ];
     let mut all: Vec<Act> = all.into_iter().flatten().collect();
     all.retain(|act| vm.offers(format!("event {} {}", act.kind, act.way).trim_end()));
     ensure!(!all.is_empty(), "no kind of event is offered that the guest can be ordered to raise");

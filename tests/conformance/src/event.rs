@@ -49,15 +49,26 @@ impl Record {
         let mut record = Self::default();
         for pair in inside.split(',') {
             let (name, value) = pair.split_once(':').ok_or_else(wrong)?;
-            let name = name.trim().strip_prefix('"').and_then(|name| name.strip_suffix('"')).ok_or_else(wrong)?;
+            let name =
+                name.trim().strip_prefix('"').and_then(|name| name.strip_suffix('"')).ok_or_else(wrong)?;
             let value = value.trim();
             let text = value.strip_prefix('"').and_then(|text| text.strip_suffix('"'));
-            ensure!(
-                text.is_some() || value.parse::<u64>().is_ok() || value == "null",
-                "'{value}' is no JSON value in '{line}'"
-            );
-            record.add(name, text.unwrap_or(value))?;
+            let value = match (text, value) {
+                (Some(text), _) => text,
+                (None, "false") => "0",
+                (None, "true") => "1",
+                (None, _) if value.parse::<u64>().is_ok() => value,
+                _ => return Err(format!("'{value}' is no JSON value in '{line}'")),
+            };
+            record.add(name, value)?;
         }
+        Ok(record)
+    }
+
+    /// Fields as they are kept.
+    pub fn of_fields(fields: &[(&'static str, String)]) -> Result<Self, String> {
+        let mut record = Self::default();
+        fields.iter().try_for_each(|(name, value)| record.add(name, value))?;
         Ok(record)
     }
 
@@ -108,8 +119,8 @@ mod tests {
 
     #[test]
     fn text_and_json_of_one_record_are_equal() {
-        let text = Record::of_text("seq=12 kind=cr3 dir=to rip=0x0000000000001000 new=0x5").unwrap();
-        let json = r#"{"seq":12,"kind":"cr3","dir":"to","rip":"0x1000","new":5}"#;
+        let text = Record::of_text("seq=12 kind=cr3 dir=to rip=0x0000000000001000 new=0x5 held=1").unwrap();
+        let json = r#"{"seq":12,"kind":"cr3","dir":"to","rip":"0x1000","new":5,"held":true}"#;
         assert_eq!(Record::of_json(json).unwrap(), text);
         assert_eq!(text.get("rip").unwrap(), 0x1000);
         assert!(text.has(&[("kind", "cr3".to_owned()), ("new", number(5))]));

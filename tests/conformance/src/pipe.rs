@@ -104,7 +104,9 @@ impl Pipe {
             return crate::binary::records(bytes);
         }
         let text = std::str::from_utf8(bytes).map_err(|error| format!("{}: {error}", self.name))?;
-        let text = text.strip_suffix('\n').ok_or_else(|| format!("{}: a read ends inside a record: {text}", self.name))?;
+        let text = text
+            .strip_suffix('\n')
+            .ok_or_else(|| format!("{}: a read ends inside a record: {text}", self.name))?;
         let parse = if self.format == Format::Json { Record::of_json } else { Record::of_text };
         text.split('\n').map(|line| parse(line).map_err(|why| format!("{}: {why}", self.name))).collect()
     }

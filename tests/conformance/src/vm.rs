@@ -88,7 +88,8 @@ impl Vm {
     #[must_use]
     pub fn lacks(&self, what: &str) -> Option<String> {
         if let Some((start, end)) = what.split_once('*') {
-            let fits = |key: &&String| key.len() >= what.len() - 1 && key.starts_with(start) && key.ends_with(end);
+            let fits =
+                |key: &&String| key.len() >= what.len() - 1 && key.starts_with(start) && key.ends_with(end);
             let mut keys = self.capabilities.keys().filter(fits);
             return match keys.find(|key| self.lacks(key).is_none()) {
                 Some(_) => None,

@@ -163,7 +163,9 @@ fn value(vm: &Vm) -> Checked {
                 let again = vm.order(act.vcpu, act.order.0, &act.order.1)?;
                 ensure!(again != act.other, "{} goes on to read the value of one answer", act.name());
             }
-            (_, Some(_)) => same!(vm.probe(&act)?, act.other, "what the guest has after {} with value=", act.name()),
+            (_, Some(_)) => {
+                same!(vm.probe(&act)?, act.other, "what the guest has after {} with value=", act.name())
+            }
             (_, None) => {}
         }
         vm.restore(&act)?;
@@ -232,7 +234,8 @@ fn inject(vm: &Vm) -> Checked {
 }
 
 /// Actions and the answers that try them.
-const ACTIONS: &[(&str, &str)] = &[("deny", "deny"), ("value", "value=1"), ("set", "set rax=1"), ("step", "step")];
+const ACTIONS: &[(&str, &str)] =
+    &[("deny", "deny"), ("value", "value=1"), ("set", "set rax=1"), ("step", "step")];
 
 fn refusals(vm: &Vm) -> Checked {
     let _quiet = vm.quiet()?;
@@ -241,13 +244,25 @@ fn refusals(vm: &Vm) -> Checked {
         let mut pipe = vm.control(&file(&act))?;
         let stopped = stop(vm, &act, &mut pipe)?;
         let seq = stopped.record.seq()?;
-        for text in ["", "walk", "deny now", "value=", "value=x", "set", "set rax", "set nosuch=1", "view=nosuch", "inject"] {
+        for text in [
+            "",
+            "walk",
+            "deny now",
+            "value=",
+            "value=x",
+            "set",
+            "set rax",
+            "set nosuch=1",
+            "view=nosuch",
+            "inject",
+        ] {
             pipe.refuses(&format!("{seq} {text}"), EINVAL)?;
         }
         pipe.refuses("continue", EINVAL)?;
         pipe.refuses(&format!("{seq} value=0x100000000000000000000000000000000"), ERANGE)?;
         for (action, text) in ACTIONS.iter().filter(|(action, _)| !vm.contract_has(&act, action)) {
-            pipe.refuses(&format!("{seq} {text}"), EINVAL).map_err(|why| format!("{action} of {}: {why}", act.name()))?;
+            pipe.refuses(&format!("{seq} {text}"), EINVAL)
+                .map_err(|why| format!("{action} of {}: {why}", act.name()))?;
         }
         let lacked = ACTIONS.iter().filter(|(action, _)| {
             vm.contract_has(&act, action) && !vm.offers(&format!("event {} {action}", act.kind))
@@ -290,4 +305,3 @@ impl Vm {
         Ok(counted)
     }
 }
-

@@ -78,14 +78,26 @@ fn listed(vm: &Vm) -> Checked {
 fn names(vm: &Vm) -> Checked {
     let kind = acts(vm, 0)?.first().map_or("cr3", |act| act.kind);
     for params in [
-        ",", ",vcpu", ",vcpu=", ",vcpu=x", ",vcpu=99", ",vcpu=0,vcpu=0", ",format=xml", ",no=1", ",dir=up", ",gpa=0x1000",
-        ",vcpu=0x1000000000000", ",,vcpu=0", ",vcpu=0,",
+        ",",
+        ",vcpu",
+        ",vcpu=",
+        ",vcpu=x",
+        ",vcpu=99",
+        ",vcpu=0,vcpu=0",
+        ",format=xml",
+        ",no=1",
+        ",dir=up",
+        ",gpa=0x1000",
+        ",vcpu=0x1000000000000",
+        ",,vcpu=0",
+        ",vcpu=0,",
     ] {
         let name = format!("events/{kind}{params}");
         let found = fs::File::open(vm.path(&name)).err().map(|error| error.kind());
         same!(found, Some(ErrorKind::NotFound), "open {name}");
         let errors = vm.text("errors")?;
-        let told = errors.lines().last().is_some_and(|line| line.contains("errno=ENOENT") && line.contains(kind));
+        let told =
+            errors.lines().last().is_some_and(|line| line.contains("errno=ENOENT") && line.contains(kind));
         ensure!(told, "{name}: the last line of errors does not tell of it: {errors}");
     }
     for params in [",vcpu=0,format=json", ",format=json,vcpu=0", ",vcpu=0x0,format=json"] {
@@ -101,7 +113,11 @@ fn modes(vm: &Vm) -> Checked {
     let _quiet = vm.quiet()?;
     let act = first(vm)?;
     let code = OpenOptions::new().write(true).open(vm.path(&act.file())).err();
-    same!(code.as_ref().map(|error| error.kind()), Some(ErrorKind::PermissionDenied), "open write-only: {code:?}");
+    same!(
+        code.as_ref().map(|error| error.kind()),
+        Some(ErrorKind::PermissionDenied),
+        "open write-only: {code:?}"
+    );
     let mut pipe = vm.watch(&act.file())?;
     ensure!(pipe.try_answer("1 continue").is_err(), "a file opened to read took an answer");
     // It watches on all the same.
@@ -139,14 +155,16 @@ fn blocking(vm: &Vm) -> Checked {
     let (sender, receiver) = std::sync::mpsc::channel();
     let reader = std::thread::spawn(move || {
         let mut bytes = [0; 4096];
-        let got = std::io::Read::read(&mut file, &mut bytes).map(|got| bytes.get(..got).unwrap_or_default().to_vec());
+        let got = std::io::Read::read(&mut file, &mut bytes)
+            .map(|got| bytes.get(..got).unwrap_or_default().to_vec());
         let _ = sender.send((Instant::now(), got));
     });
     std::thread::sleep(Duration::from_millis(50));
     ensure!(receiver.try_recv().is_err(), "a read of an empty file came back");
     let ordered = Instant::now();
     vm.perform(&act)?;
-    let (ended, got) = receiver.recv_timeout(vm.patience).map_err(|_| "a waiting read was not told of an event")?;
+    let (ended, got) =
+        receiver.recv_timeout(vm.patience).map_err(|_| "a waiting read was not told of an event")?;
     let got = got.map_err(|error| format!("the waiting read: {error}"))?;
     ensure!(ended >= ordered && got.ends_with(b"\n"), "the waiting read got {got:x?}");
     reader.join().map_err(|_| "the reader died".to_owned())

@@ -77,7 +77,13 @@ fn observe(vm: &Vm) -> Checked {
         }
         if let (Some(counter), Some(before)) = (act.counter, before) {
             let counted = vm.counter(act.vcpu, counter)? - before;
-            same!(counted, records.len() as u64, "{} of the guest, while {} is watched", counter.name(), act.name());
+            same!(
+                counted,
+                records.len() as u64,
+                "{} of the guest, while {} is watched",
+                counter.name(),
+                act.name()
+            );
         }
         vm.restore(&act)?;
     }
@@ -141,7 +147,8 @@ fn formats(vm: &Vm) -> Checked {
             .into_iter()
             .collect::<Result<Vec<_>, _>>()?;
         perform(vm, &act)?;
-        let all = pipes.iter_mut().map(|pipe| pipe.exactly(act.records.len())).collect::<Result<Vec<_>, _>>()?;
+        let all =
+            pipes.iter_mut().map(|pipe| pipe.exactly(act.records.len())).collect::<Result<Vec<_>, _>>()?;
         drop(pipes);
         vm.restore(&act)?;
         for (format, others) in ["json", "binary", "text"].iter().zip(all.iter().skip(1)) {
@@ -192,7 +199,11 @@ fn interrupt_types(vm: &Vm) -> Checked {
     let last = vm.vcpus - 1;
     let kind = |name: &str| ("type", name.to_owned());
     let rows = [
-        (14, (Op::Read, vec![1, guard, 8]), vec![kind("hwexc"), ("err", hex(0)), ("cr2", hex(guard)), ("rip", hex(read))]),
+        (
+            14,
+            (Op::Read, vec![1, guard, 8]),
+            vec![kind("hwexc"), ("err", hex(0)), ("cr2", hex(guard)), ("rip", hex(read))],
+        ),
         (13, (Op::Read, vec![1, 1 << 62, 8]), vec![kind("hwexc"), ("err", hex(0)), ("rip", hex(read))]),
         (2, (Op::Nmi, vec![1, last]), vec![kind("nmi")]),
         (ipi, (Op::Ipi, vec![1, last]), vec![kind("external")]),

@@ -31,12 +31,7 @@ pub const CHECKS: &[Check] = &[
         about: "without an answer in reply_timeout the vCPU goes on as if nobody had watched",
         run: timeout,
     },
-    Check {
-        name: "held-close",
-        needs: EVENTS,
-        about: "closing lets all go that the file holds",
-        run: close,
-    },
+    Check { name: "held-close", needs: EVENTS, about: "closing lets all go that the file holds", run: close },
     Check {
         name: "held-reverse",
         needs: EVENTS,
@@ -122,7 +117,8 @@ fn overlap(vm: &Vm) -> Checked {
 }
 
 fn timeout(vm: &Vm) -> Checked {
-    let patience: f64 = vm.fact("reply_timeout")?.parse().map_err(|error| format!("reply_timeout of info: {error}"))?;
+    let patience: f64 =
+        vm.fact("reply_timeout")?.parse().map_err(|error| format!("reply_timeout of info: {error}"))?;
     let _quiet = vm.quiet()?;
     let act = first(vm, vm.vcpus - 1)?;
     let before = stat(vm, act.kind, "timed_out")?;
@@ -136,7 +132,10 @@ fn timeout(vm: &Vm) -> Checked {
     drop(pipe);
     ensure!(took.as_secs_f64() > patience * 0.9, "let go after {took:?}, of {patience} s");
     ensure!(took.as_secs_f64() < patience + 2.0, "let go only after {took:?}, of {patience} s");
-    ensure!(matches!(outcome, vmtree_guest::Outcome::Done(_)), "let go by time, the order ended with {outcome:x?}");
+    ensure!(
+        matches!(outcome, vmtree_guest::Outcome::Done(_)),
+        "let go by time, the order ended with {outcome:x?}"
+    );
     same!(stat(vm, act.kind, "timed_out")?, before + 1, "timed_out of {}", act.kind);
     vm.restore(&act)
 }
@@ -172,7 +171,10 @@ fn reverse(vm: &Vm) -> Checked {
     let mut later: Vec<_> = all.iter().collect();
     while let Some(stopped) = later.pop() {
         for waiting in &later {
-            ensure!(!vm.done(waiting.posted.vcpu(), waiting.posted.seq())?, "a vCPU went on before its answer");
+            ensure!(
+                !vm.done(waiting.posted.vcpu(), waiting.posted.seq())?,
+                "a vCPU went on before its answer"
+            );
         }
         pipe.answer(&stopped.record, "continue")?;
         vm.end(&stopped.posted)?;

@@ -32,12 +32,7 @@ pub const CHECKS: &[Check] = &[
         about: "an interrupt waits while the guest has interrupts off, and comes once they are on",
         run: pending,
     },
-    Check {
-        name: "inject-nmi",
-        needs: NEEDS,
-        about: "an NMI comes with interrupts off too",
-        run: nmi,
-    },
+    Check { name: "inject-nmi", needs: NEEDS, about: "an NMI comes with interrupts off too", run: nmi },
     Check {
         name: "inject-refusals",
         needs: NEEDS,
@@ -113,7 +108,11 @@ fn pending(vm: &Vm) -> Checked {
         std::thread::sleep(Duration::from_millis(5));
         inject(vm, vcpu, &format!("interrupt {FREE}"))?;
         // The guest itself looks at the end of its loop.
-        same!(vm.end(&posted)?, Outcome::Done([0; 4]), "interrupts that vCPU {vcpu} took with interrupts off");
+        same!(
+            vm.end(&posted)?,
+            Outcome::Done([0; 4]),
+            "interrupts that vCPU {vcpu} took with interrupts off"
+        );
         let what = format!("vCPU {vcpu} takes the interrupt that waited");
         vm.until(&what, || Ok(vm.counter(vcpu, Counter::OtherInterrupts)? > before))?;
         same!(vm.counter(vcpu, Counter::OtherInterrupts)?, before + 1, "interrupts of vCPU {vcpu}");
@@ -160,7 +159,11 @@ fn refusals(vm: &Vm) -> Checked {
         vm.refused("vcpu/0/inject", format!("{text}\n").as_bytes(), errno)?;
     }
     vm.order(0, Op::Nop, &[])?;
-    same!(vm.worked(0, &before)?, [(Counter::Orders, 1)].into(), "what vCPU 0 counted after refused injections");
+    same!(
+        vm.worked(0, &before)?,
+        [(Counter::Orders, 1)].into(),
+        "what vCPU 0 counted after refused injections"
+    );
     Ok(())
 }
 
@@ -168,7 +171,9 @@ fn by_answer(vm: &Vm) -> Checked {
     let _quiet = vm.quiet()?;
     let act = crate::acts::acts(vm, 0)?.into_iter().find(|act| act.way == "to" && act.probe.is_some());
     let act = act.ok_or("no register can be watched")?.once();
-    for (what, counter) in [(format!("interrupt {FREE}"), Counter::OtherInterrupts), ("nmi".to_owned(), Counter::Nmis)] {
+    for (what, counter) in
+        [(format!("interrupt {FREE}"), Counter::OtherInterrupts), ("nmi".to_owned(), Counter::Nmis)]
+    {
         vm.prepare(&act)?;
         let before = vm.counter(0, counter)?;
         let mut pipe = vm.control(&super::control::file(&act))?;

@@ -17,6 +17,7 @@ mod registers;
 mod slat;
 mod step;
 mod tree;
+mod views;
 mod virtual_memory;
 mod watched;
 
@@ -42,6 +43,7 @@ const PARTS: &[&[Check]] = &[
     held::CHECKS,
     watched::CHECKS,
     slat::CHECKS,
+    views::CHECKS,
     inject::CHECKS,
 ];
 
@@ -49,6 +51,8 @@ const PARTS: &[&[Check]] = &[
 mod errno {
     pub const EIO: (i32, &str) = (5, "EIO");
     pub const E2BIG: (i32, &str) = (7, "E2BIG");
+    pub const ENOENT: (i32, &str) = (2, "ENOENT");
+    pub const EEXIST: (i32, &str) = (17, "EEXIST");
     pub const EBUSY: (i32, &str) = (16, "EBUSY");
     pub const EINVAL: (i32, &str) = (22, "EINVAL");
     pub const ERANGE: (i32, &str) = (34, "ERANGE");

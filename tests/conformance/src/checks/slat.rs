@@ -149,7 +149,11 @@ fn page_walk(vm: &Vm) -> Checked {
     let read = vm.order(vcpu, Op::UserRead, &[1, gva, 8])?;
     let records = pipe.rest()?;
     drop(pipe);
-    same!(read, vm.order(vcpu, Op::UserRead, &[1, gva, 8])?, "what ring 3 reads, its walks watched, and alone");
+    same!(
+        read,
+        vm.order(vcpu, Op::UserRead, &[1, gva, 8])?,
+        "what ring 3 reads, its walks watched, and alone"
+    );
     let of_data = |record: &&Record| record.get("gva").is_ok_and(|at| at & !0xfff == gva & !0xfff);
     ensure!(records.iter().any(|record| of_data(&record)), "no walk for {gva:#x} among {records:?}");
     for record in &records {
@@ -192,7 +196,9 @@ fn write_answers(vm: &Vm) -> Checked {
         same!(vm.order(0, Op::Read, &[1, at, 8])?, left, "what the guest reads after {answer}");
         match answer {
             FAULT => same!(outcome, fault(site(vm, Site::Write8)?), "how a write ended with {answer}"),
-            _ => ensure!(matches!(outcome, Outcome::Done(_)), "a write with {answer} ended with {outcome:x?}"),
+            _ => {
+                ensure!(matches!(outcome, Outcome::Done(_)), "a write with {answer} ended with {outcome:x?}")
+            }
         }
     }
     Ok(())
@@ -206,7 +212,10 @@ fn read_answers(vm: &Vm) -> Checked {
     let wide = "value=0x8877665544332211";
     for (answer, got) in [("continue", 0x55), (wide, 0x8877_6655_4433_2211)] {
         let outcome = answered(vm, "r", at, &order, &[answer])?;
-        ensure!(matches!(outcome, Outcome::Done([found, ..]) if found == got), "a read with {answer}: {outcome:x?}");
+        ensure!(
+            matches!(outcome, Outcome::Done([found, ..]) if found == got),
+            "a read with {answer}: {outcome:x?}"
+        );
         same!(vm.word(at)?, 0x55, "memory after a held read was answered with {answer}");
     }
     let outcome = answered(vm, "r", at, &order, &[FAULT])?;
@@ -221,7 +230,10 @@ fn execute_answers(vm: &Vm) -> Checked {
     let skip = format!("set rax=0x77,rip={:#x}", code + 5);
     for (answers, got) in [(["continue", "continue"], 0x600d_c0de), ([skip.as_str(), "continue"], 0x77)] {
         let outcome = answered(vm, "x", code, &order, &answers)?;
-        ensure!(matches!(outcome, Outcome::Done([found, ..]) if found == got), "a call with {answers:?}: {outcome:x?}");
+        ensure!(
+            matches!(outcome, Outcome::Done([found, ..]) if found == got),
+            "a call with {answers:?}: {outcome:x?}"
+        );
     }
     same!(answered(vm, "x", code, &order, &[FAULT])?, fault(code), "how a call ended with {FAULT}");
     Ok(())
@@ -282,7 +294,11 @@ fn walls(vm: &Vm) -> Checked {
     for vcpu in 0..vm.vcpus {
         vm.order(vcpu, Op::Write, &[2, at, 0x66, 8])?;
         same!(vm.word(at)?, 0x55, "memory behind a wall, after vCPU {vcpu} wrote to it");
-        same!(vm.order(vcpu, Op::Read, &[1, at, 8])?, 0x55, "what vCPU {vcpu} reads where only writes are denied");
+        same!(
+            vm.order(vcpu, Op::Read, &[1, at, 8])?,
+            0x55,
+            "what vCPU {vcpu} reads where only writes are denied"
+        );
         // Present; a fetch is bit 4 (Intel SDM volume 3A, 4.7).
         let fetch = vm.outcome(vcpu, Op::Exec, &[1, code])?;
         let wanted = Outcome::Faulted { vector: 14, error: 0x11, cr2: code, rip: code };
