@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use vmtree_api::events::{Event, EventKind, EventOffer, Held, Verdict};
-use vmtree_api::{Error, ErrorKind, VcpuId};
+use vmtree_api::events::{Action, Event, EventKind, EventOffer, Held, Verdict};
+use vmtree_api::{Error, ErrorKind, Missing, VcpuId};
 
 use super::filter::Filter;
 use super::queue::Queue;
 use super::stats::KINDS;
-use super::table;
 use crate::error::{FsError, FsResult};
+use crate::text::verdict;
 
 /// An open file that controls.
 pub struct Controller {
@@ -155,7 +155,8 @@ impl Control {
     /// Takes out what a file answers, if all of it can be answered so.
     ///
     /// # Errors
-    /// [`ErrorKind::Stale`] for a number that does not wait for this file, and those of [`table::check`]. All wait on.
+    /// [`ErrorKind::Stale`] for a number that does not wait for this file, those of [`verdict::allowed`], and
+    /// [`FsError::Missing`] for what the driver can't do. All wait on.
     pub fn answered(
         &mut self,
         file: u64,
@@ -167,8 +168,8 @@ impl Control {
             let twice = answers[..at].iter().any(|(before, _)| before == seq);
             let (Some(waiting), false) = (waiting, twice) else { return Err(stale(*seq)) };
             let event = waiting.held.event();
-            let offer = offers.iter().find(|offer| offer.kind == event.kind);
-            table::check(event, verdict, offer)?;
+            verdict::allowed(verdict, event)?;
+            offered(event.kind, verdict.action(), offers)?;
         }
         Ok(answers.iter().filter_map(|(seq, _)| self.waiting.remove(seq)).collect())
     }
@@ -184,4 +185,15 @@ impl Control {
 fn stale(seq: u64) -> FsError {
     let why = format!("{seq} does not wait for this file's answer: unknown, answered or timed out");
     Error::new(ErrorKind::Stale, "answer", why).into()
+}
+
+/// Whether the driver takes this answer for this kind.
+fn offered(kind: EventKind, action: Action, offers: &[EventOffer]) -> Result<(), Missing> {
+    if action == Action::Continue {
+        return Ok(());
+    }
+    let offer = offers.iter().find(|offer| offer.kind == kind);
+    let row = offer.and_then(|offer| offer.actions.iter().find(|(offered, _)| *offered == action));
+    let none = || Err(Missing::new(format!("this driver has no {} for {kind}", action.name())));
+    row.map_or_else(none, |(_, offered)| offered.clone())
 }

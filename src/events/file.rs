@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use vmtree_api::events::{EventKind, Verdict};
-use vmtree_api::{Error, ErrorKind, ViewId};
 
 use super::control::{Controller, Waiting};
 use super::filter::{Filter, Format};
@@ -16,6 +15,7 @@ use super::show;
 use super::stream::{Cursor, Parked};
 use super::wake::{Wait, Waker, wake};
 use crate::error::{FsError, FsResult};
+use crate::text::{text_of, verdict};
 
 /// What a read gets.
 #[derive(Debug, Eq, PartialEq)]
@@ -136,7 +136,7 @@ impl EventFile {
                 *held = *held && self.hub.control.lock().waits(record.seq);
             }
             let start = out.len();
-            show::show(self.format, item, out);
+            show::show(self.format, item, &*self.hub.names, out);
             if out.len() > max && start > 0 {
                 out.truncate(start);
                 return false;
@@ -193,24 +193,20 @@ impl EventFile {
         left || self.look(&mut reader, 1, wait.map(Wait::Poll)) != More::NotYet
     }
 
+    /// Whether no further event will come: the mount ends, or the VM is gone. What is left can still be read.
+    #[must_use]
+    pub fn ended(&self) -> bool {
+        self.closed.load(Ordering::SeqCst) || self.hub.alive().is_err()
+    }
+
     /// Answers held events: a line `SEQ ACTION...` each, checked whole before the first is carried out. Prompt.
     ///
     /// # Errors
-    /// As [`EventFile::answer`], and [`ErrorKind::Invalid`] for bad text.
-    pub fn write(&self, data: &[u8], view: &dyn Fn(&str) -> Option<ViewId>) -> FsResult<()> {
-        let _ = view;
-        let text = String::from_utf8_lossy(data);
-        let bad = || Error::new(ErrorKind::Invalid, "answer", format!("no answer: {text}"));
-        let mut answers = Vec::new();
-        for line in text.lines() {
-            let (seq, action) = line.split_once(' ').ok_or_else(bad)?;
-            let verdict = match action.trim() {
-                "continue" => Verdict::Continue,
-                "deny" => Verdict::Deny,
-                _ => return Err(bad().into()),
-            };
-            answers.push((seq.parse().map_err(|_| bad())?, verdict));
-        }
+    /// As [`EventFile::answer`], and those of [`verdict::parse`].
+    pub fn write(&self, data: &[u8]) -> FsResult<()> {
+        let names = &self.hub.names;
+        let arch = self.hub.driver().facts().arch;
+        let answers = verdict::parse(text_of(data)?, arch, &|name| names.find(name))?;
         self.answer(&answers)
     }
 
@@ -218,9 +214,9 @@ impl EventFile {
     /// those behind it stay held, and those before it stand. Prompt.
     ///
     /// # Errors
-    /// [`FsError::BadAccess`] for a file that observes, [`ErrorKind::Gone`] after the end, [`ErrorKind::Stale`] for a
-    /// number that does not wait for this file, [`ErrorKind::Invalid`] for an answer that the kind does not have,
-    /// [`ErrorKind::OutOfRange`] for too large a value, [`FsError::Missing`] for one that the driver does not have, and
+    /// [`FsError::BadAccess`] for a file that observes, [`vmtree_api::ErrorKind::Gone`] after the end, [`vmtree_api::ErrorKind::Stale`] for a
+    /// number that does not wait for this file, [`vmtree_api::ErrorKind::Invalid`] for an answer that the kind does not have,
+    /// [`vmtree_api::ErrorKind::OutOfRange`] for too large a value, [`FsError::Missing`] for one that the driver does not have, and
     /// what the driver says.
     pub fn answer(&self, answers: &[(u64, Verdict)]) -> FsResult<()> {
         let Source::Queue(file) = &self.source else {
@@ -257,12 +253,6 @@ impl EventFile {
         if let Some(orphan) = orphan {
             orphan.let_go();
         }
-    }
-
-    /// Whether the hub has ended: once all is read, a read finds the end of file.
-    #[must_use]
-    pub fn ended(&self) -> bool {
-        self.hub.alive().is_err()
     }
 
     /// Closes it: what it holds is let go at once, then what only it armed is disarmed. Its reads end. Posted: it may wait

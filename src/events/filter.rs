@@ -55,7 +55,8 @@ impl Filter {
     fn matches_access(&self, detail: &Detail) -> bool {
         let Detail::Slat { access, gpa, .. } = detail else { return true };
         self.gpa.as_ref().is_none_or(|range| range.contains(gpa))
-            && self.access.is_none_or(|wanted| wanted.contains(*access))
+            // An instruction that reads and writes is a matter of both.
+            && self.access.is_none_or(|wanted| wanted.without(*access) != wanted)
     }
 
     /// Whether some event could match both.

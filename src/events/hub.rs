@@ -5,23 +5,32 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, RwLock};
-use vmtree_api::events::{Detail, Event, EventKind, EventOffer, Held, Wanted};
+use vmtree_api::events::{EventKind, EventOffer, Wanted};
 use vmtree_api::{Cancel, Driver, Error, ErrorKind, VcpuId, ViewId};
 
 use super::arm::{self, Arming};
-use super::control::{Control, Controller, Waiting, let_go};
+use super::control::{Control, Controller, Waiting};
 use super::file::EventFile;
 use super::filter::{Filter, Format};
 use super::pump::Pump;
-use super::record::Record;
-use super::rules::{AccessChange, AccessLine, Rules, asked_lines};
+use super::rules::{Rules, asked_lines};
 use super::stats::Stats;
 use super::stream::Stream;
-use super::wake::{Waker, wake};
-use crate::error::FsResult;
+use super::wake::wake;
+use crate::error::{Errno, FsResult};
+use crate::text::access::{AccessChange, AccessLine};
 
 /// CLOCK_MONOTONIC in ns. The standard library does not tell its value.
 pub type Clock = fn() -> u64;
+
+/// How views are called, in records and in answers.
+pub trait ViewNames: Send + Sync {
+    /// The view of this name.
+    fn find(&self, name: &str) -> Option<ViewId>;
+
+    /// The name of a view; `None` for one that is gone.
+    fn name(&self, view: ViewId) -> Option<String>;
+}
 
 /// How long opening a file to control waits for the release of one that it overlaps: close(2) returns before it.
 const RELEASE: Duration = Duration::from_millis(100);
@@ -39,10 +48,10 @@ pub enum Mode {
 
 /// The rules as those who must not wait for a driver see them.
 #[derive(Default)]
-struct Shown {
-    rules: Arc<Rules>,
+pub(super) struct Shown {
+    pub(super) rules: Arc<Rules>,
     /// Those that the driver is being told of.
-    coming: Option<Arc<Rules>>,
+    pub(super) coming: Option<Arc<Rules>>,
     /// Those of open event files.
     asked: Vec<AccessLine>,
 }
@@ -50,11 +59,12 @@ struct Shown {
 /// The hub of one mount. [`Hub::end`] must be called before it is dropped.
 pub struct Hub {
     driver: Arc<dyn Driver>,
-    reply_timeout: Duration,
-    clock: Clock,
+    pub(super) reply_timeout: Duration,
+    pub(super) clock: Clock,
+    pub(super) names: Arc<dyn ViewNames>,
     pump: Pump,
     arming: Mutex<Arming>,
-    shown: RwLock<Shown>,
+    pub(super) shown: RwLock<Shown>,
     ended: AtomicBool,
     files: AtomicU64,
     /// Told whenever a file no longer controls.
@@ -67,11 +77,17 @@ pub struct Hub {
 impl Hub {
     /// A hub that lets a held vCPU go after `reply_timeout`. It has no thread until something is armed.
     #[must_use]
-    pub fn new(driver: Arc<dyn Driver>, reply_timeout: Duration, clock: Clock) -> Arc<Self> {
+    pub fn new(
+        driver: Arc<dyn Driver>,
+        reply_timeout: Duration,
+        clock: Clock,
+        names: Arc<dyn ViewNames>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             driver,
             reply_timeout,
             clock,
+            names,
             pump: Pump::default(),
             arming: Mutex::default(),
             shown: RwLock::default(),
@@ -218,7 +234,9 @@ impl Hub {
             self.pump.stop();
             return;
         }
-        if let Err(error) = self.rearm(&mut self.arming.lock()) {
+        if let Err(error) = self.rearm(&mut self.arming.lock())
+            && error.errno() != Errno::ENODEV
+        {
             log::warn!("events could not be disarmed: {error}");
         }
         self.pump.wait();
@@ -306,67 +324,6 @@ impl Hub {
 
     pub(super) fn driver(&self) -> &dyn Driver {
         &*self.driver
-    }
-}
-
-/// Events.
-impl Hub {
-    /// Takes an event from the driver to where it belongs.
-    pub(super) fn taken(&self, held: Held) {
-        let time = (self.clock)();
-        let event = *held.event();
-        let stats = self.stats.of(event.kind);
-        stats.raised.add(1);
-        let wall = self.wall(&event);
-        let seq = self.stream.lock().number();
-        let record = Record { seq, time, event };
-        let mut wakers = Vec::new();
-        if let Some(held) = self.controlled(held, &record, wall, &mut wakers) {
-            let_go(held, wall);
-        }
-        self.stream.lock().publish(record, &mut wakers);
-        wake(wakers);
-    }
-
-    /// Gives an event to the file that controls it. Hands it back where its vCPU is not to wait.
-    fn controlled(&self, held: Held, record: &Record, wall: bool, wakers: &mut Vec<Waker>) -> Option<Held> {
-        let mut control = self.control.lock();
-        let Some(file) = control.controller(&record.event) else {
-            if record.event.kind == EventKind::Slat {
-                self.stats.of(EventKind::Slat).unattended.add(1);
-            }
-            return Some(held);
-        };
-        let back = if held.waits() {
-            let deadline = Instant::now() + self.reply_timeout;
-            control.hold(record.seq, Waiting::new(held, file.id, deadline, wall));
-            None
-        } else {
-            Some(held)
-        };
-        file.queue.push(*record, &|seq| control.waits(seq), &self.stats, wakers);
-        back
-    }
-
-    /// Whether a rule says that this does not take place.
-    fn wall(&self, event: &Event) -> bool {
-        let Detail::Slat { access, gpa, .. } = event.detail else { return false };
-        let shown = self.shown.read();
-        let mut rules = shown.coming.iter().chain([&shown.rules]);
-        rules.any(|rules| rules.deny(event.view, gpa.gfn(), access))
-    }
-
-    pub(super) fn deadline(&self) -> Option<Instant> {
-        self.control.lock().deadline()
-    }
-
-    /// Lets go what no answer came for in time.
-    pub(super) fn time_out(&self) {
-        let late = self.control.lock().late(Instant::now());
-        for waiting in late {
-            self.stats.of(waiting.kind()).timed_out.add(1);
-            waiting.let_go();
-        }
     }
 
     pub(super) fn pump_state(&self) -> &Pump {

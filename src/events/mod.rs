@@ -18,11 +18,12 @@ mod rules;
 mod show;
 mod stats;
 mod stream;
-mod table;
+mod taken;
 mod wake;
 
 pub use file::{EventFile, Taken};
-pub use hub::{Clock, Hub, Mode};
-pub use rules::{AccessChange, AccessLine};
-pub use table::allowed;
+pub use hub::{Clock, Hub, Mode, ViewNames};
 pub use wake::{Wake, Waker};
+
+#[cfg(test)]
+mod tests;

@@ -8,35 +8,7 @@ use vmtree_api::{Access, Error, ErrorKind, Gfn, Gpa, PAGE_SIZE, ViewId};
 
 use super::intervals::Intervals;
 use crate::error::FsResult;
-
-/// A change of what a view's `access` file says.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum AccessChange {
-    /// Every rule that was set goes.
-    Reset,
-    /// A rule over these frames, in place of what was set there.
-    Set {
-        /// The frames, end excluded.
-        frames: Range<Gfn>,
-        /// What the guest may do without a violation.
-        access: Access,
-        /// Whether the rule is a wall: a violation does not take place.
-        deny: bool,
-    },
-}
-
-/// A rule in force, for a view's `access` file.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct AccessLine {
-    /// The frames, end excluded.
-    pub frames: Range<Gfn>,
-    /// What the guest may do without a violation.
-    pub access: Access,
-    /// Whether it is a wall.
-    pub deny: bool,
-    /// Whether it is the rule of open event files, and goes with them.
-    pub event: bool,
-}
+use crate::text::access::{AccessChange, AccessLine};
 
 /// What was set over a range of frames.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -1,30 +1,26 @@
 //! Records as an open file shows them.
 
 use super::filter::Format;
+use super::hub::ViewNames;
 use super::record::Item;
+use crate::text::{event, record};
 
 /// Adds one record.
-pub fn show(format: Format, item: &Item, out: &mut Vec<u8>) {
-    let text = match item {
-        Item::Event { record, held } => {
-            format!("seq={} kind={} held={}", record.seq, record.event.kind, u8::from(*held))
-        }
-        Item::Lost { first, last } => format!("kind=lost first={first} last={last}"),
-    };
-    let text = match format {
-        Format::Text | Format::Binary => text,
-        Format::Json => format!("{{\"{text}\"}}"),
-    };
-    out.extend_from_slice(text.as_bytes());
-    out.push(b'\n');
+pub fn show(format: Format, item: &Item, names: &dyn ViewNames, out: &mut Vec<u8>) {
+    match format {
+        Format::Text => event::print_text(out, item, &|view| names.name(view)),
+        Format::Json => event::print_json(out, item, &|view| names.name(view)),
+        Format::Binary => out.extend_from_slice(&record::encode(item)),
+    }
 }
 
-/// How many records surely fit into this much room, at least one.
+/// How many records to take for this much room, at least one. Those that do not fit after all are kept for the next read.
 pub fn fit(format: Format, room: usize) -> usize {
-    let longest = match format {
-        Format::Text => 384,
-        Format::Json => 512,
-        Format::Binary => 128,
+    let bytes = match format {
+        // Lines are shorter than this.
+        Format::Text => 320,
+        Format::Json => 384,
+        Format::Binary => record::RECORD_BYTES,
     };
-    (room / longest).clamp(1, 1024)
+    (room / bytes).clamp(1, 1024)
 }

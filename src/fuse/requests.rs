@@ -198,7 +198,7 @@ impl Core {
         let closed = || FsError::NoEntry("this file is closed".to_owned());
         let stream = self.stream(access.handle).ok_or_else(closed)?;
         check_length(data)?;
-        stream.write(&self.tree, data).map(|()| data.len())
+        stream.write(data).map(|()| data.len())
     }
 }
 

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use super::parked::{Parked, Reply, Ticket};
 use crate::error::FsResult;
 use crate::events::{EventFile, Taken};
-use crate::tree::{Caller, Place, Tree};
+use crate::tree::{Caller, Place};
 
 /// An open event file.
 pub struct Stream {
@@ -65,17 +65,14 @@ impl Stream {
     }
 
     /// Takes answers to held events.
-    pub fn write(&self, tree: &Tree, data: &[u8]) -> FsResult<()> {
-        self.file.write(data, &|name| tree.view_id(name))
+    pub fn write(&self, data: &[u8]) -> FsResult<()> {
+        self.file.write(data)
     }
 
     /// What of `events` is there now; with a notifier, that is called once more is.
     pub fn poll(self: &Arc<Self>, events: PollEvents, notifier: Option<PollNotifier>) -> PollEvents {
-        let writable = if self.control {
-            PollEvents::POLLOUT | PollEvents::POLLWRNORM
-        } else {
-            PollEvents::empty()
-        };
+        let writable =
+            if self.control { PollEvents::POLLOUT | PollEvents::POLLWRNORM } else { PollEvents::empty() };
         let mut readable = self.file.readable(None);
         if let (false, Some(notifier)) = (readable, notifier) {
             *self.poller.lock() = Some(notifier);

@@ -36,8 +36,8 @@ impl Tree {
             return Ok(None);
         }
         let no_entry = |why: String| FsError::NoEntry(why);
-        let Some((filter, format)) =
-            event_name::parse(name, self.driver.facts().vcpus.unwrap_or(0)).map_err(|error| no_entry(error.to_string()))?
+        let Some((filter, format)) = event_name::parse(name, self.driver.facts().vcpus.unwrap_or(0))
+            .map_err(|error| no_entry(error.to_string()))?
         else {
             return Ok(None);
         };
@@ -60,6 +60,12 @@ impl Tree {
         if place::leaf(place.row) == Leaf::EventParams {
             self.filters.release(place.param, count);
         }
+    }
+
+    /// How many names with parameters are known.
+    #[must_use]
+    pub fn filters(&self) -> usize {
+        self.filters.len()
     }
 
     fn filter_of(&self, place: Place) -> Option<EventFilter> {

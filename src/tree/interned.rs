@@ -55,7 +55,6 @@ impl Interned {
     }
 
     /// How many there are.
-    #[cfg(test)]
     pub fn len(&self) -> usize {
         self.0.lock().filters.len()
     }

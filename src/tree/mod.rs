@@ -72,7 +72,7 @@ pub struct Tree {
     blocks: Mutex<Vec<Arc<str>>>,
     refusals: Refusals,
     hub: Arc<Hub>,
-    views: ViewTable,
+    views: Arc<ViewTable>,
     /// The event files whose names have parameters.
     filters: Interned,
     /// How ram/* is served, told by the adapter once it knows.
@@ -118,11 +118,12 @@ impl Tree {
     pub fn new(driver: Arc<dyn Driver>, source: String, options: Options, clock: Clock) -> Arc<Self> {
         let cache = PageCache::new(options.cache_bytes, Duration::from_millis(options.cache_ms));
         let memory = GuestMemory::new(driver.clone(), cache, options.holes);
-        let hub = Hub::new(driver.clone(), options.reply_timeout, clock);
+        let views = Arc::new(ViewTable::default());
+        let hub = Hub::new(driver.clone(), options.reply_timeout, clock, views.clone());
         Arc::new(Self {
             driver,
             hub,
-            views: ViewTable::default(),
+            views,
             filters: Interned::default(),
             memory,
             options,
@@ -197,7 +198,8 @@ impl Tree {
             Shape::Dir => read | (mode & 0o222) | read >> 2,
             Shape::Content { show, store, .. } => {
                 let register = place::leaf(place.row) == Leaf::EachReg;
-                let writable = store.is_some() && (!register || regs::writable(self, RegId(place.item as u16)));
+                let writable =
+                    store.is_some() && (!register || regs::writable(self, RegId(place.item as u16)));
                 (if show.is_some() { read } else { 0 }) | (if writable { write } else { 0 })
             }
             Shape::Bytes(_) | Shape::Block | Shape::Stream => read | write,

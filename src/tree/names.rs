@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use vmtree_api::Missing;
 
-use super::{Tree, views};
 use super::place::{self, Leaf, Place};
 use super::row::Shape;
 use super::table::row;
+use super::{Tree, views};
 use crate::error::{FsError, FsResult};
 use crate::text::name;
 
@@ -157,7 +157,9 @@ impl Tree {
                 registers.get(place.item as usize).map_or(String::new(), |def| def.name.to_owned())
             }
             Leaf::EachBlock => self.block_name(place).map_or(String::new(), |name| name.to_string()),
-            Leaf::EachView => self.views.at(place).map_or_else(|_| "(removed)".to_owned(), |view| view.name.to_string()),
+            Leaf::EachView => {
+                self.views.at(place).map_or_else(|_| "(removed)".to_owned(), |view| view.name.to_string())
+            }
             Leaf::EachEvent | Leaf::EventParams => self.event_name(place),
             Leaf::Translate => format!("translate,gva={:#x}", place.param),
         }

@@ -12,7 +12,8 @@ use crate::text::{remap, text_of};
 /// The frames that this view shows differently.
 pub fn show(ctx: &Ctx<'_>) -> FsResult<Vec<u8>> {
     let view = ctx.tree.views.at(ctx.place)?;
-    Ok(remap::print(&view.remaps).into_bytes())
+    let lines: Vec<_> = view.remaps.into_iter().collect();
+    Ok(remap::print(&lines).into_bytes())
 }
 
 /// Changes them, all that is written or nothing.

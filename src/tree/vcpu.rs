@@ -2,9 +2,9 @@
 
 use vmtree_api::{Error, ErrorKind, Gva, Msrs};
 
-use super::{Ctx, control};
 use super::mem::address_space;
 use super::row::{Bytes, Work};
+use super::{Ctx, control};
 use crate::error::{FsError, FsResult};
 use crate::memory::fault_in_words;
 use crate::text::control::parse_step;

@@ -9,6 +9,7 @@ use vmtree_api::{Error, ErrorKind, Gfn, VcpuId, ViewId};
 
 use super::{Ctx, Place, Tree};
 use crate::error::{FsError, FsResult};
+use crate::events::ViewNames;
 use crate::text;
 
 /// The default view, which is always there.
@@ -44,7 +45,8 @@ pub struct ViewTable {
 
 impl Default for ViewTable {
     fn default() -> Self {
-        let view = View { item: DEFAULT_ITEM, id: DEFAULT, name: DEFAULT_NAME.into(), remaps: BTreeMap::new() };
+        let view =
+            View { item: DEFAULT_ITEM, id: DEFAULT, name: DEFAULT_NAME.into(), remaps: BTreeMap::new() };
         Self { known: Mutex::new(Known { views: vec![view], next: 1 }), changing: Mutex::default() }
     }
 }
@@ -55,18 +57,18 @@ impl ViewTable {
         self.known.lock().views.clone()
     }
 
-    fn find(&self, wanted: impl Fn(&View) -> bool) -> Option<View> {
+    fn search(&self, wanted: impl Fn(&View) -> bool) -> Option<View> {
         self.known.lock().views.iter().find(|view| wanted(view)).cloned()
     }
 
     /// The view of this name.
     pub fn named(&self, name: &str) -> Option<View> {
-        self.find(|view| &*view.name == name)
+        self.search(|view| &*view.name == name)
     }
 
     /// The name of a view of the driver's.
     pub fn name_of(&self, id: ViewId) -> Option<Arc<str>> {
-        self.find(|view| view.id == id).map(|view| view.name)
+        self.search(|view| view.id == id).map(|view| view.name)
     }
 
     /// The view that a place is of.
@@ -75,7 +77,7 @@ impl ViewTable {
     /// It was removed.
     pub fn at(&self, place: Place) -> FsResult<View> {
         let gone = || FsError::NoEntry("this view was removed".to_owned());
-        self.find(|view| view.item == place.item).ok_or_else(gone)
+        self.search(|view| view.item == place.item).ok_or_else(gone)
     }
 
     /// Keeps other changes out.
@@ -104,14 +106,25 @@ impl ViewTable {
     }
 }
 
+impl ViewNames for ViewTable {
+    fn find(&self, name: &str) -> Option<ViewId> {
+        self.named(name).map(|view| view.id)
+    }
+
+    fn name(&self, view: ViewId) -> Option<String> {
+        self.name_of(view).map(|name| name.to_string())
+    }
+}
+
 impl Tree {
     /// The view that a word of a text names.
     ///
     /// # Errors
     /// There is none of that name.
     pub(super) fn view_named(&self, name: &str) -> FsResult<View> {
+        text::view_name::check(name)?;
         let none = || {
-            let why = format!("there is no view {}: mkdir views/NAME makes one", text::quoted(name));
+            let why = format!("there is no view {name}: mkdir views/{name} makes it");
             Error::new(ErrorKind::Invalid, "view", why)
         };
         Ok(self.views.named(name).ok_or_else(none)?)
@@ -178,12 +191,6 @@ impl Tree {
         if let Err(error) = self.hub.remove_view(id) {
             log::warn!("views/{name} could not be removed: {error}");
         }
-    }
-
-    /// The driver's number of the view of this name.
-    #[must_use]
-    pub fn view_id(&self, name: &str) -> Option<ViewId> {
-        self.views.named(name).map(|view| view.id)
     }
 }
 

@@ -38,17 +38,12 @@ impl Script {
         self.raise(vcpu, EventKind::Cr3, Detail::Control(Move::To { old: 1, new }))
     }
 
-    /// A write of an MSR.
-    pub fn msr(&self, vcpu: u32, index: u32, new: u64) -> Option<bool> {
-        self.raise(vcpu, EventKind::Msr, Detail::Msr { index, access: Move::To { old: 0, new } })
-    }
 
     fn raise(&self, vcpu: u32, kind: EventKind, detail: Detail) -> Option<bool> {
         let event = Event { vcpu: VcpuId(vcpu), view: ViewId(0), kind, rip: 0x1000, cr3: 1, detail };
         let mut state = self.state();
-        let matching = |watch: &&Watch| {
-            watch.kind == kind && watch.vcpu.is_none_or(|wanted| wanted == event.vcpu)
-        };
+        let matching =
+            |watch: &&Watch| watch.kind == kind && watch.vcpu.is_none_or(|wanted| wanted == event.vcpu);
         let watches: Vec<_> = state.wanted.watches.iter().filter(matching).collect();
         let hold = watches.iter().any(|watch| watch.hold);
         if watches.is_empty() {

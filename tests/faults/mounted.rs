@@ -44,6 +44,10 @@ impl Mounted {
         Self { tree, waiting, ended, dir }
     }
 
+    pub fn tree(&self) -> &Tree {
+        &self.tree
+    }
+
     pub fn path(&self) -> &Path {
         self.dir.path()
     }

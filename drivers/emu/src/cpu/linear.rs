@@ -33,6 +33,7 @@ const fn reading(mode: Mode) -> Want {
 
 impl Linear<'_> {
     /// The place of `bytes` bytes inside one page.
+    #[inline]
     fn locate(&mut self, cpu: &Cpu, want: Want, address: u64, bytes: usize) -> Result<u64, Exception> {
         match self.tlb.find(&cpu.regs, want, address) {
             Some(place) => Ok(place),
@@ -51,6 +52,7 @@ impl Linear<'_> {
         Ok(Pieces { first, split, second })
     }
 
+    #[inline]
     fn load(&mut self, at: u64, buf: &mut [u8]) {
         match at & GRANTED {
             0 => self.world.read(self.vcpu, at, buf),
@@ -58,6 +60,7 @@ impl Linear<'_> {
         }
     }
 
+    #[inline]
     fn store(&mut self, at: u64, data: &[u8]) {
         match at & GRANTED {
             0 => self.world.write(self.vcpu, at, data),

@@ -22,6 +22,22 @@ pub enum Use {
 }
 
 impl Use {
+    /// A bit of its own.
+    #[must_use]
+    #[inline]
+    pub const fn bit(self) -> u8 {
+        1 << self as u8
+    }
+
+    /// The bits of what rights permit.
+    #[must_use]
+    pub fn bits(rights: Access) -> u8 {
+        let permitted = [Self::Read, Self::Write, Self::Execute].into_iter();
+        permitted
+            .filter(|wanted| rights.contains(wanted.access()))
+            .fold(0, |bits, wanted| bits | wanted.bit())
+    }
+
     /// The right that it needs.
     #[must_use]
     pub const fn access(self) -> Access {
@@ -82,8 +98,8 @@ pub struct Slot {
     pub frame: u64,
     /// What the page tables permit.
     pub rights: Access,
-    /// What the view permits.
-    pub slat: Access,
+    /// What the view permits, as the bits of [`Use::bit`].
+    pub slat: u8,
     /// Whether user mode may use it.
     pub user: bool,
     /// Whether D is set.
@@ -94,15 +110,8 @@ pub struct Slot {
 
 /// No page has this address: it is not aligned.
 const NONE: u64 = 1;
-const EMPTY: Slot = Slot {
-    page: NONE,
-    frame: 0,
-    rights: Access::NONE,
-    slat: Access::NONE,
-    user: false,
-    dirty: false,
-    global: false,
-};
+const EMPTY: Slot =
+    Slot { page: NONE, frame: 0, rights: Access::NONE, slat: 0, user: false, dirty: false, global: false };
 
 /// The translations that a vCPU remembers.
 #[derive(Debug)]
@@ -133,7 +142,7 @@ impl Tlb {
         let slot = &self.0[(page >> 12) as usize % SLOTS];
         let usable = slot.page == page
             && (slot.dirty || want.paging != Use::Write)
-            && slot.slat.contains(want.slat.access());
+            && slot.slat & want.slat.bit() != 0;
         (usable && permitted(regs, (slot.rights, slot.user), want)).then_some(slot.frame | address & 0xfff)
     }
 

@@ -30,6 +30,7 @@ pub enum Stepped {
 
 impl Core<'_> {
     /// Does one step. Time is not advanced here.
+    #[inline]
     pub fn step(&mut self) -> Stepped {
         if self.vcpu.trap.attention || self.world.armed.steps {
             let stepped = self.go_on();
@@ -40,6 +41,7 @@ impl Core<'_> {
     }
 
     /// What comes next with nothing at hand.
+    #[inline(always)]
     fn next(&mut self) -> Stepped {
         if self.vcpu.activity == Activity::Dead {
             return Stepped::Dead;
@@ -53,6 +55,7 @@ impl Core<'_> {
         self.instruction()
     }
 
+    #[cold]
     /// Goes on with what is at hand: what was stopped and answered, then what was injected.
     fn go_on(&mut self) -> Stepped {
         let trap = &mut self.vcpu.trap;
@@ -80,6 +83,7 @@ impl Core<'_> {
         }
     }
 
+    #[cold]
     /// Ends a step in which there was something to look at.
     fn settle(&mut self, stepped: Stepped) -> Stepped {
         if matches!(stepped, Stepped::Ran | Stepped::Yielded) {
@@ -125,6 +129,7 @@ impl Core<'_> {
         event
     }
 
+    #[inline]
     /// Takes the interrupt that comes now, if one does: NMI first (Intel SDM volume 3A, table 6-2).
     fn interrupt(&mut self) -> Option<Event> {
         let vcpu = &mut *self.vcpu;
@@ -145,6 +150,7 @@ impl Core<'_> {
         Some(Event { what: Exception::plain(vector), origin: Origin::External, rip, injected: false })
     }
 
+    #[cold]
     /// Delivers an exception of the instruction, or keeps the instruction for later if it was stopped.
     fn raise(&mut self, what: Exception) -> Stepped {
         let trap = &mut self.vcpu.trap;
@@ -160,6 +166,7 @@ impl Core<'_> {
         self.deliver(event, None)
     }
 
+    #[inline(always)]
     fn instruction(&mut self) -> Stepped {
         let trap = self.vcpu.cpu.regs.rflags & RFLAGS_TF != 0;
         self.vcpu.shadow = Shadow::None;

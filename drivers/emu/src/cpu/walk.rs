@@ -73,7 +73,15 @@ impl Linear<'_> {
         if clean && !self.trap.careful {
             let Walk { rights, user, .. } = found;
             let page = address & !0xfff;
-            self.tlb.insert(Slot { page, frame: spot.frame, rights, slat: spot.rights, user, dirty, global });
+            self.tlb.insert(Slot {
+                page,
+                frame: spot.frame,
+                rights,
+                slat: Use::bits(spot.rights),
+                user,
+                dirty,
+                global,
+            });
         }
         let touch = Touch { gpa: found.gpa.0, what: want.slat, walk: false, bytes: attempt.bytes };
         let touched = self.touch(cpu, attempt, touch)?;

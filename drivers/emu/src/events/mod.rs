@@ -3,7 +3,7 @@
 pub mod armed;
 mod offers;
 pub mod queue;
-mod verdict;
+pub mod verdict;
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;

@@ -3,6 +3,7 @@
 mod canonical;
 mod checks;
 mod events;
+mod held;
 mod multi;
 mod paging;
 mod privilege;
