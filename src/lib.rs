@@ -1,6 +1,6 @@
 //! vmtree mounts a virtual machine as a directory tree.
 //!
-//! One way in, one way down: `fuse -> tree -> {memory, text} -> drivers/api <- drivers/*`.
+//! One way in, one way down: `fuse -> tree -> {memory, events, text} -> drivers/api <- drivers/*`.
 
 pub mod cli;
 pub mod daemon;

@@ -53,11 +53,13 @@ impl Waiting {
     ///
     /// # Errors
     /// The driver's, with the event that waits on.
-    pub fn answer(self, verdict: &Verdict) -> Result<(), (Error, Option<Self>)> {
+    pub fn answer(self, verdict: &Verdict) -> Result<(), Box<(Error, Option<Self>)>> {
         let Self { held, file, deadline, wall } = self;
         let verdict = if wall && *verdict == Verdict::Continue { &Verdict::Deny } else { verdict };
-        held.answer(verdict)
-            .map_err(|refused| (refused.error, refused.held.map(|held| Self { held, file, deadline, wall })))
+        held.answer(verdict).map_err(|refused| {
+            let again = refused.held.map(|held| Self { held, file, deadline, wall });
+            Box::new((refused.error, again))
+        })
     }
 }
 

@@ -236,7 +236,8 @@ impl EventFile {
                         self.hub.stats.of(kind).answered.add(1);
                         None
                     }
-                    Err((error, back)) => {
+                    Err(not_taken) => {
+                        let (error, back) = *not_taken;
                         refused = Some(error);
                         back
                     }

@@ -55,8 +55,7 @@ impl Filter {
     fn matches_access(&self, detail: &Detail) -> bool {
         let Detail::Slat { access, gpa, .. } = detail else { return true };
         self.gpa.as_ref().is_none_or(|range| range.contains(gpa))
-            // An instruction that reads and writes is a matter of both.
-            && self.access.is_none_or(|wanted| wanted.without(*access) != wanted)
+            && self.access.is_none_or(|wanted| share(wanted, *access))
     }
 
     /// Whether some event could match both.
@@ -70,7 +69,7 @@ impl Filter {
             _ => true,
         };
         let accesses = match (self.access, other.access) {
-            (Some(a), Some(b)) => a.without(a.without(b)) != Access::NONE,
+            (Some(a), Some(b)) => share(a, b),
             _ => true,
         };
         both(&self.kind, &other.kind)
@@ -82,6 +81,11 @@ impl Filter {
     }
 }
 
+/// Whether a right is in both sets: an instruction that reads and writes is for `access=r` and for `access=w`.
+fn share(a: Access, b: Access) -> bool {
+    a.without(b) != a
+}
+
 /// What `index=` and `vector=` select by.
 fn index_of(detail: &Detail) -> Option<u32> {
     match detail {
@@ -91,3 +95,7 @@ fn index_of(detail: &Detail) -> Option<u32> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+#[path = "filter_tests.rs"]
+mod tests;

@@ -212,11 +212,15 @@ impl Hub {
         let mut arming = self.arming.lock();
         views.destroy(view)?;
         arming.views.remove(&view);
-        // Its rules went with it in the driver.
-        arming.armed.rules.retain(|rule| rule.view != view);
         let mut rules = Rules::clone(&arming.rules);
         rules.forget(view);
-        self.set_rules(&mut arming, rules)
+        if let Err(error) = self.set_rules(&mut arming, rules.clone()) {
+            // The view is gone, and its rules with it, whatever the driver says to what is left.
+            log::warn!("the rules of a removed view: {error}");
+            arming.rules = Arc::new(rules);
+            self.shown.write().rules = arming.rules.clone();
+        }
+        Ok(())
     }
 
     /// Ends all: the unmount, or the VM's death (`gone`). Lets every held vCPU go, ends every read, disarms. May be called

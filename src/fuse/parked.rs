@@ -5,6 +5,8 @@
 //! found by looking at its pending signals in /proc.
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread;
@@ -26,6 +28,9 @@ const SHARE: u32 = 100;
 /// signal, and else reads again. A writer would write again, and have done twice what it wrote once, so it waits for the
 /// deadline.
 const UNSEEN: Duration = Duration::from_millis(500);
+
+/// How many callers' status files are kept open at most: a process may have 1024 files by default.
+const MOST_KEPT: usize = 256;
 
 /// The reply of a request that can wait.
 pub enum Reply {
@@ -73,6 +78,8 @@ pub struct Waiting {
     place: Place,
     since: Instant,
     cancel: Cancel,
+    /// Its thread's status in /proc, opened at the first look: reading it again takes half the time.
+    status: Option<Arc<File>>,
 }
 
 #[derive(Default)]
@@ -138,7 +145,8 @@ impl Parked {
     /// Parks the reply of a request to `place`. None once the mount ends: it is answered then.
     pub fn park(self: &Arc<Self>, caller: Caller, place: Place, reply: Reply) -> Option<Ticket> {
         let cancel = Cancel::default();
-        let waiting = Waiting { reply, caller, place, since: Instant::now(), cancel: cancel.clone() };
+        let waiting =
+            Waiting { reply, caller, place, since: Instant::now(), cancel: cancel.clone(), status: None };
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let parked = self.insert(number, waiting);
         parked.then(|| Ticket { parked: self.clone(), number, cancel })
@@ -180,24 +188,17 @@ impl Parked {
 
     /// Ends the waiting of those who are being killed and of those who waited too long.
     fn look(&self) {
-        let callers: Vec<(u64, u32, bool, bool, Duration)> = {
-            let state = self.state.lock();
-            let seen = |(number, waiting): (&u64, &Waiting)| {
-                let endless = matches!(waiting.reply, Reply::Event(_));
-                let reads = endless || matches!(waiting.reply, Reply::Data(_));
-                (*number, waiting.caller.pid, reads, endless, waiting.since.elapsed())
-            };
-            state.waiting.iter().map(seen).collect()
-        };
-        for (number, pid, reads, endless, waited) in callers {
-            let errno = match pid {
-                _ if !endless && waited >= self.deadline => Errno::ETIMEDOUT,
-                0 if reads && waited >= UNSEEN => Errno::EINTR,
+        let callers: Vec<Seen> = self.state.lock().waiting.iter().map(Seen::new).collect();
+        let mut kept = callers.iter().filter(|seen| seen.status.is_some()).count();
+        for seen in callers {
+            let errno = match seen.caller.pid {
+                _ if !seen.endless && seen.waited >= self.deadline => Errno::ETIMEDOUT,
+                0 if seen.reads && seen.waited >= UNSEEN => Errno::EINTR,
                 0 => continue,
-                _ if signal_pending(pid) => Errno::EINTR,
+                pid if self.signalled(pid, &seen, &mut kept) => Errno::EINTR,
                 _ => continue,
             };
-            let waiting = self.state.lock().waiting.remove(&number);
+            let waiting = self.state.lock().waiting.remove(&seen.number);
             if let Some(waiting) = waiting {
                 waiting.cancel.raise();
                 if errno == Errno::ETIMEDOUT {
@@ -206,6 +207,26 @@ impl Parked {
                 waiting.reply.error(errno);
             }
         }
+    }
+
+    /// Whether the caller, a thread of this number, has a signal that ends its waiting.
+    fn signalled(&self, tid: u32, seen: &Seen, kept: &mut usize) -> bool {
+        if let Some(status) = &seen.status {
+            return pending(status).is_none_or(|pending| pending);
+        }
+        let status = match File::open(format!("/proc/{tid}/status")) {
+            Ok(status) => status,
+            // Anything else, as no more descriptors, tells nothing of the caller.
+            Err(error) => return error.kind() == std::io::ErrorKind::NotFound,
+        };
+        let ends = pending(&status).is_none_or(|pending| pending);
+        if *kept < MOST_KEPT
+            && let Some(waiting) = self.state.lock().waiting.get_mut(&seen.number)
+        {
+            waiting.status = Some(Arc::new(status));
+            *kept += 1;
+        }
+        ends
     }
 
     fn too_late(&self) -> FsError {
@@ -230,15 +251,45 @@ fn watch(parked: &Weak<Parked>) {
     }
 }
 
-/// Whether a thread has a signal that would end its wait: pending, neither blocked nor ignored. A thread that is gone
-/// counts.
-fn signal_pending(tid: u32) -> bool {
-    let Ok(status) = std::fs::read_to_string(format!("/proc/{tid}/status")) else { return true };
-    let mask = |key: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(key));
-        line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0)
+/// What a look sees of a request.
+struct Seen {
+    number: u64,
+    caller: Caller,
+    waited: Duration,
+    /// Whether it has no deadline.
+    endless: bool,
+    /// Whether it can be made again without harm.
+    reads: bool,
+    status: Option<Arc<File>>,
+}
+
+impl Seen {
+    fn new((number, waiting): (&u64, &Waiting)) -> Self {
+        let endless = matches!(waiting.reply, Reply::Event(_));
+        Self {
+            number: *number,
+            caller: waiting.caller,
+            waited: waiting.since.elapsed(),
+            endless,
+            reads: endless || matches!(waiting.reply, Reply::Data(_)),
+            status: waiting.status.clone(),
+        }
+    }
+}
+
+/// Whether a thread has a signal that would end its wait: pending, neither blocked nor ignored. `None` where the thread is
+/// gone.
+fn pending(status: &File) -> Option<bool> {
+    let mut buf = [0; 4096];
+    let got = status.read_at(&mut buf, 0).ok().filter(|got| *got > 0)?;
+    let text = buf.get(..got)?;
+    let mask = |key: &[u8]| {
+        let line = text.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(key))?;
+        u64::from_str_radix(std::str::from_utf8(line).ok()?.trim(), 16).ok()
     };
-    (mask("SigPnd:") | mask("ShdPnd:")) & !mask("SigBlk:") & !mask("SigIgn:") != 0
+    let [thread, process, blocked, ignored] =
+        [b"SigPnd:", b"ShdPnd:", b"SigBlk:", b"SigIgn:"].map(|key| mask(key).unwrap_or(0));
+    Some((thread | process) & !blocked & !ignored != 0)
 }
 
 #[cfg(test)]
@@ -246,9 +297,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thread_that_is_gone_counts_as_killed_and_this_one_does_not() {
-        assert!(!signal_pending(std::process::id()));
-        // Thread numbers are below 2^22 (proc(5), pid_max).
-        assert!(signal_pending(1 << 30));
+    fn a_thread_that_is_gone_has_no_status_and_this_one_has_no_signal() {
+        let me = File::open("/proc/self/status").unwrap();
+        assert_eq!(pending(&me), Some(false));
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let status = File::open(format!("/proc/{}/status", child.id())).unwrap();
+        child.wait().unwrap();
+        assert_eq!(pending(&status), None);
     }
 }

@@ -51,8 +51,14 @@ impl Stream {
     ) {
         match self.file.read(size, None) {
             Taken::Wait if wait => {}
-            Taken::Wait => return reply.error(fuser::Errno::EAGAIN),
-            taken => return answer(Reply::Event(reply), taken),
+            taken => {
+                match taken {
+                    Taken::Wait => reply.error(fuser::Errno::EAGAIN),
+                    taken => answer(Reply::Event(reply), taken),
+                }
+                // Who polls is told of what comes after this.
+                return self.pump();
+            }
         }
         let Some(ticket) = parked.park(caller, place, Reply::Event(reply)) else { return };
         {
@@ -73,15 +79,11 @@ impl Stream {
     pub fn poll(self: &Arc<Self>, events: PollEvents, notifier: Option<PollNotifier>) -> PollEvents {
         let writable =
             if self.control { PollEvents::POLLOUT | PollEvents::POLLWRNORM } else { PollEvents::empty() };
-        let mut readable = self.file.readable(None);
-        if let (false, Some(notifier)) = (readable, notifier) {
+        if let Some(notifier) = notifier {
+            // Kept also where there is something now: who waits for edges asks once, reads, and waits for the next.
             *self.poller.lock() = Some(notifier);
-            readable = self.arm();
-            if readable {
-                // Another reader may have counted on the waker that is not there now.
-                self.pump();
-            }
         }
+        let readable = self.file.readable(None) || self.arm_for_poll();
         let mut there = events & writable;
         if readable {
             there |= events & (PollEvents::POLLIN | PollEvents::POLLRDNORM);
@@ -90,6 +92,16 @@ impl Stream {
             there |= PollEvents::POLLHUP;
         }
         there
+    }
+
+    /// Sees to it that who polls is told, if somebody does; returns whether there is something after all.
+    fn arm_for_poll(self: &Arc<Self>) -> bool {
+        let readable = self.poller.lock().is_some() && self.arm();
+        if readable {
+            // A reader may have counted on the waker that is not there now.
+            self.pump();
+        }
+        readable
     }
 
     /// Lets go of what the file holds.
@@ -105,11 +117,15 @@ impl Stream {
     /// Sees to it that a waker is registered as long as somebody waits, and serves those who can be served.
     fn pump(self: &Arc<Self>) {
         loop {
-            let waiting = self.serve() || self.poller.lock().is_some();
-            if !waiting || !self.arm() {
+            let readers = self.serve();
+            if !readers && self.poller.lock().is_none() || !self.arm() {
                 return;
             }
+            // There is something already.
             self.tell_poller();
+            if !readers && self.readers.lock().is_empty() {
+                return;
+            }
         }
     }
 

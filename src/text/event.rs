@@ -251,4 +251,4 @@ fn letters(access: Access) -> &'static str {
 
 #[cfg(test)]
 #[path = "event_tests.rs"]
-pub(super) mod tests;
+pub(crate) mod tests;

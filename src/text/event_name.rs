@@ -159,4 +159,4 @@ fn format_name(format: Format) -> Option<&'static str> {
 
 #[cfg(test)]
 #[path = "event_name_tests.rs"]
-pub(super) mod tests;
+pub(crate) mod tests;

@@ -12,7 +12,7 @@ fn read(name: &str) -> (Filter, Format) {
 }
 
 /// Any filter that a name can say.
-fn any_filter() -> impl Strategy<Value = Filter> {
+pub fn any_filter() -> impl Strategy<Value = Filter> {
     let kinds: Vec<_> = EventKind::ALL.iter().copied().map(Some).chain([None]).collect();
     let gpa = any::<(u64, u64)>().prop_filter("a range", |(a, b)| a < b).prop_map(|(a, b)| Gpa(a)..Gpa(b));
     let access = (1u32..8).prop_map(|bits| {

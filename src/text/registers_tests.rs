@@ -135,6 +135,19 @@ fn all_is_all_or_nothing() {
 }
 
 #[test]
+fn what_is_set_whole_names_every_field() {
+    let whole = parse_whole("rip=1 gdtr.limit=2 gdtr.base=3", ARCH).unwrap();
+    let gdtr = RegValue::Table(Table { base: 3, limit: 2 });
+    assert_eq!(whole, [(Reg::Rip.id(), RegValue::Word(1)), (Reg::Gdtr.id(), gdtr)]);
+    assert_eq!(
+        show_whole(ARCH, &whole),
+        "rip=0x0000000000000001,gdtr.base=0x0000000000000003,gdtr.limit=0x0002"
+    );
+    let error = parse_whole("gdtr.limit=2", ARCH).unwrap_err();
+    assert!(error.why().contains("gdtr.base=, gdtr.limit="), "{error}");
+}
+
+#[test]
 fn errors_name_the_input_and_the_cure() {
     let mut set = RegisterSet::new(ARCH);
     let mut why = |text: &str| apply_all(text, &mut set).unwrap_err().to_string();

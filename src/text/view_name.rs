@@ -39,7 +39,7 @@ pub(super) fn find(op: &'static str, name: &str, view_of: &dyn Fn(&str) -> Optio
     }
     view_of(name).ok_or_else(|| {
         let why = format!("there is no view {}: mkdir views/{name} makes it", quoted(name));
-        vmtree_api::Error::new(vmtree_api::ErrorKind::NotFound, op, why)
+        vmtree_api::Error::new(vmtree_api::ErrorKind::Invalid, op, why)
     })
 }
 
@@ -65,7 +65,7 @@ mod tests {
     fn the_default_view_is_always_there() {
         let none = |_: &str| None;
         assert_eq!(find(OP, "0", &none).unwrap(), ViewId(0));
-        assert_eq!(find(OP, "hooks", &none).unwrap_err().kind(), ErrorKind::NotFound);
+        assert_eq!(find(OP, "hooks", &none).unwrap_err().kind(), ErrorKind::Invalid);
         assert_eq!(find(OP, "hooks", &|_| Some(ViewId(3))).unwrap(), ViewId(3));
         assert_eq!(find(OP, "a b", &|_| Some(ViewId(3))).unwrap_err().kind(), ErrorKind::Invalid);
     }

@@ -15,6 +15,11 @@ fn record(file: &mut fs::File) -> String {
     String::from_utf8(buf[..got].to_vec()).unwrap()
 }
 
+/// One write(2).
+fn say(file: &mut fs::File, text: &str) -> std::io::Result<usize> {
+    file.write(text.as_bytes())
+}
+
 /// A control loop of a shell that answers `count` events.
 const LOOP: &str = "exec 3<>events/cr3
 for n in $(seq $COUNT); do
@@ -57,10 +62,10 @@ fn several_held_vcpus_are_answered_in_any_order() {
     let seqs: Vec<_> = records.lines().map(seq).collect();
     assert_eq!(lab.text("vcpu/0/state"), format!("held {}\n", seqs[0]));
     assert_eq!(lab.text("vcpu/1/state"), format!("held {}\n", seqs[1]));
-    writeln!(file, "{} continue", seqs[1]).unwrap();
+    say(&mut file, &format!("{} continue", seqs[1])).unwrap();
     assert_eq!(lab.script.verdicts(1), [(1, Verdict::Continue)]);
     assert_eq!(lab.text("vcpu/1/state"), "running\n");
-    writeln!(file, "{} deny", seqs[0]).unwrap();
+    say(&mut file, &format!("{} deny", seqs[0])).unwrap();
     assert_eq!(lab.script.verdicts(2)[1], (0, Verdict::Deny));
     drop(file);
     lab.end();
@@ -102,9 +107,9 @@ fn answers_out_of_turn_and_malformed_ones_leave_the_vcpu_held() {
         assert_eq!(lab.script.verdicts_now(), 0, "{short}");
         assert_eq!(lab.text("vcpu/0/state"), format!("held {seq}\n"));
     }
-    write!(file, "{seq} continue").unwrap();
+    say(&mut file, &format!("{seq} continue")).unwrap();
     lab.script.verdicts(1);
-    assert_eq!(errno(write!(file, "{seq} continue")), libc::ESTALE);
+    assert_eq!(errno(say(&mut file, &format!("{seq} continue"))), libc::ESTALE);
     // Who only observes has nothing to say.
     let mut observer = fs::File::open(lab.path("events/cr3")).unwrap();
     assert_eq!(errno(observer.write(b"1 continue")), libc::EBADF);
@@ -143,7 +148,7 @@ fn an_answer_that_does_not_come_is_continue() {
     assert_eq!(lab.script.verdicts(1), [(0, Verdict::Continue)]);
     let took = begun.elapsed();
     assert!(took > Duration::from_millis(150) && took < Duration::from_secs(2), "{took:?}");
-    assert_eq!(errno(write!(file, "{seq} deny")), libc::ESTALE);
+    assert_eq!(errno(say(&mut file, &format!("{seq} deny"))), libc::ESTALE);
     assert_eq!(lab.text("vcpu/0/state"), "running\n");
     // Its reader waits on, past any reply_timeout, and the next event is held again.
     let script = lab.script.clone();
@@ -203,7 +208,7 @@ fn answers_get_through_while_every_worker_waits() {
         .collect();
     wait_until("the workers hang", || lab.script.hung() >= 60);
     let begun = Instant::now();
-    writeln!(file, "{seq} deny").unwrap();
+    say(&mut file, &format!("{seq} deny")).unwrap();
     assert_eq!(lab.script.verdicts(1), [(0, Verdict::Deny)]);
     assert!(begun.elapsed() < Duration::from_secs(1));
     lab.script.hang(false);
@@ -220,7 +225,7 @@ fn a_pause_while_a_vcpu_is_held_waits_for_nobody() {
     lab.write("ctl", "pause").unwrap();
     assert_eq!(lab.text("state"), "paused\n");
     assert_eq!(lab.text("vcpu/0/state"), format!("held {seq}\n"));
-    writeln!(file, "{seq} continue").unwrap();
+    say(&mut file, &format!("{seq} continue")).unwrap();
     lab.script.verdicts(1);
     assert_eq!(lab.text("vcpu/0/state"), "paused\n");
     lab.write("ctl", "resume").unwrap();

@@ -38,7 +38,6 @@ impl Script {
         self.raise(vcpu, EventKind::Cr3, Detail::Control(Move::To { old: 1, new }))
     }
 
-
     fn raise(&self, vcpu: u32, kind: EventKind, detail: Detail) -> Option<bool> {
         let event = Event { vcpu: VcpuId(vcpu), view: ViewId(0), kind, rip: 0x1000, cr3: 1, detail };
         let mut state = self.state();
@@ -239,6 +238,14 @@ fn frame(gpa: Gpa) -> (Gfn, usize) {
     (gpa.gfn(), gpa.page_offset() as usize)
 }
 
+fn shown(state: &State, view: ViewId, gfn: Gfn, at: usize) -> Gpa {
+    let frame = match state.remaps.get(&(view, gfn)) {
+        Some(Remap::Frame(other)) => other.0,
+        _ => gfn.0,
+    };
+    Gpa(frame * 4096 + at as u64)
+}
+
 impl Views for Scripted {
     fn create(&self) -> Result<ViewId> {
         let mut state = self.script.posted()?;
@@ -285,11 +292,7 @@ impl Views for Scripted {
             buf.copy_from_slice(&copy[at..at + buf.len()]);
             return Ok(buf.len());
         }
-        let shown = match state.remaps.get(&(view, gfn)) {
-            Some(Remap::Frame(other)) => *other,
-            _ => gfn,
-        };
-        self.inner.memory().read(Gpa(shown.0 * 4096 + at as u64), buf)
+        self.inner.memory().read(shown(&state, view, gfn, at), buf)
     }
     fn write(&self, view: ViewId, gpa: Gpa, data: &[u8]) -> Result<usize> {
         let (gfn, at) = frame(gpa);
@@ -299,7 +302,6 @@ impl Views for Scripted {
             copy[at..at + data.len()].copy_from_slice(data);
             return Ok(data.len());
         }
-        drop(state);
-        self.inner.memory().write(gpa, data)
+        self.inner.memory().write(shown(&state, view, gfn, at), data)
     }
 }

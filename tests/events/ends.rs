@@ -11,7 +11,7 @@ use crate::{lab, wait_until};
 #[test]
 fn the_unmount_lets_go_and_ends_every_reader() {
     let Some(lab) = lab("unmount while held", "reply_timeout=60") else { return };
-    let control = lab.control("events/cr3").unwrap();
+    let mut control = lab.control("events/cr3").unwrap();
     lab.script.cr3(0, 1);
     lab.script.cr3(1, 1);
     wait_until("both are held", || {
@@ -24,16 +24,21 @@ fn the_unmount_lets_go_and_ends_every_reader() {
         })
         .collect();
     std::thread::sleep(Duration::from_millis(200));
+    // One that holds, and reads on.
+    let controller = std::thread::spawn(move || {
+        let mut all = Vec::new();
+        control.read_to_end(&mut all).map(|_| all)
+    });
     let script = lab.script.clone();
     let begun = Instant::now();
     lab.end();
     assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    assert_eq!(controller.join().unwrap().unwrap().split(|byte| *byte == b'\n').count(), 3);
     assert_eq!(script.verdicts(2), [(0, Verdict::Continue), (1, Verdict::Continue)]);
     for reader in readers {
         assert_eq!(reader.join().unwrap().unwrap(), 0, "the end of the file");
     }
     assert!(script.wanted().watches.is_empty());
-    drop(control);
 }
 
 #[test]
@@ -67,6 +72,8 @@ fn an_opener_that_is_killed_leaves_nothing_armed() {
         let took = opener.ends_within(Duration::from_secs(2));
         assert!(took < Duration::from_millis(600), "{took:?}");
         lab.script.hang(false);
+        // What was armed for it is disarmed; there may be nothing armed yet.
+        std::thread::sleep(Duration::from_millis(300));
         lab.script.wait_watches(0);
         lab.script.hang(true);
     }

@@ -11,7 +11,7 @@ use vmtree_api::events::{
 use vmtree_api::views::{Remap, Views};
 use vmtree_api::{
     Access, Arch, Block, Driver, Error, ErrorKind, Execution, Facts, Gfn, Gpa, Memory, MemoryMap, Missing,
-    Registers, Result, VcpuId, ViewId,
+    Registers, VcpuId, ViewId,
 };
 
 /// A machine without memory or registers that offers every event.
@@ -108,16 +108,20 @@ impl EventSource for Mock {
         &self.offers
     }
 
-    fn watch(&self, wanted: &Wanted) -> Result<()> {
+    fn watch(&self, wanted: &Wanted) -> Result<(), Error> {
         let mut state = self.state();
         if let Some(kind) = state.fails {
             return Err(Error::new(kind, "watch", "as the test wants it"));
         }
         state.watched.push(wanted.clone());
+        if *wanted == Wanted::default() {
+            // Whoever waits for an event need not wait on.
+            self.more.notify_one();
+        }
         Ok(())
     }
 
-    fn next(&self, timeout: Duration) -> Result<Option<Held>> {
+    fn next(&self, timeout: Duration) -> Result<Option<Held>, Error> {
         let late = Instant::now() + timeout;
         let mut state = self.state();
         state.asked += 1;
@@ -128,7 +132,9 @@ impl EventSource for Mock {
             if state.gone {
                 return Err(Error::new(ErrorKind::Gone, "next", "the VM is gone"));
             }
-            if self.more.wait_until(&mut state, late).timed_out() {
+            let late = self.more.wait_until(&mut state, late).timed_out();
+            let unwatched = state.watched.last().is_none_or(|wanted| *wanted == Wanted::default());
+            if late || (unwatched && state.events.is_empty() && !state.gone) {
                 return Ok(None);
             }
         }
@@ -156,30 +162,30 @@ impl Mock {
 }
 
 impl Views for Mock {
-    fn create(&self) -> Result<ViewId> {
+    fn create(&self) -> Result<ViewId, Error> {
         let mut state = self.state();
         state.views += 1;
         Ok(ViewId(state.views))
     }
-    fn destroy(&self, _view: ViewId) -> Result<()> {
+    fn destroy(&self, _view: ViewId) -> Result<(), Error> {
         match self.state().fails {
             Some(kind) => Err(Error::new(kind, "destroy", "as the test wants it")),
             None => Ok(()),
         }
     }
-    fn remap(&self, _view: ViewId, _gfn: Gfn, _to: Remap) -> Result<()> {
+    fn remap(&self, _view: ViewId, _gfn: Gfn, _to: Remap) -> Result<(), Error> {
         Ok(())
     }
-    fn switch(&self, _vcpu: Option<VcpuId>, _view: ViewId) -> Result<()> {
+    fn switch(&self, _vcpu: Option<VcpuId>, _view: ViewId) -> Result<(), Error> {
         Ok(())
     }
-    fn current(&self, _vcpu: VcpuId) -> Result<ViewId> {
+    fn current(&self, _vcpu: VcpuId) -> Result<ViewId, Error> {
         Ok(ViewId(0))
     }
-    fn read(&self, _view: ViewId, _gpa: Gpa, _buf: &mut [u8]) -> Result<usize> {
+    fn read(&self, _view: ViewId, _gpa: Gpa, _buf: &mut [u8]) -> Result<usize, Error> {
         Ok(0)
     }
-    fn write(&self, _view: ViewId, _gpa: Gpa, _data: &[u8]) -> Result<usize> {
+    fn write(&self, _view: ViewId, _gpa: Gpa, _data: &[u8]) -> Result<usize, Error> {
         Ok(0)
     }
 }
@@ -191,13 +197,13 @@ impl Memory for Mock {
     fn blocks(&self) -> Vec<Block> {
         Vec::new()
     }
-    fn read(&self, _gpa: Gpa, _buf: &mut [u8]) -> Result<usize> {
+    fn read(&self, _gpa: Gpa, _buf: &mut [u8]) -> Result<usize, Error> {
         Ok(0)
     }
-    fn write(&self, _gpa: Gpa, _data: &[u8]) -> Result<usize> {
+    fn write(&self, _gpa: Gpa, _data: &[u8]) -> Result<usize, Error> {
         Ok(0)
     }
-    fn lend(&self, _gpa: Gpa, _bytes: usize, _take: &mut dyn FnMut(&[u8])) -> Result<bool> {
+    fn lend(&self, _gpa: Gpa, _bytes: usize, _take: &mut dyn FnMut(&[u8])) -> Result<bool, Error> {
         Ok(false)
     }
 }

@@ -2,6 +2,9 @@
 
 pub use vmtree_api::x86::bits::*;
 
+/// XSAVE and its like are on.
+pub const CR4_OSXSAVE: u64 = 1 << 18;
+
 /// Every bit of CR4 that this machine has.
 pub const CR4_KNOWN: u64 = CR4_TSD
     | CR4_DE
@@ -11,6 +14,7 @@ pub const CR4_KNOWN: u64 = CR4_TSD
     | CR4_OSFXSR
     | CR4_OSXMMEXCPT
     | CR4_FSGSBASE
+    | CR4_OSXSAVE
     | CR4_SMEP
     | CR4_SMAP;
 

@@ -42,7 +42,7 @@ pub fn cr3(value: u64) -> Result<u64, Refused> {
 /// As [`cr0`].
 pub fn cr4(value: u64) -> Result<u64, Refused> {
     if value & !CR4_KNOWN != 0 {
-        return Err("it has only TSD DE PSE PAE PGE OSFXSR OSXMMEXCPT FSGSBASE SMEP SMAP here");
+        return Err("it has only TSD DE PSE PAE PGE OSFXSR OSXMMEXCPT FSGSBASE OSXSAVE SMEP SMAP here");
     }
     if value & CR4_PAE == 0 {
         return Err("PAE can't be cleared in 64-bit code");

@@ -9,8 +9,10 @@ const SIGNATURE: u32 = 0x0005_06e0;
 /// Leaf 1 EDX: PSE TSC MSR PAE CX8 APIC PGE CMOV PAT SSE SSE2. No x87 (bit 0), no FXSAVE (bit 24).
 const EDX_1: u32 =
     1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 8 | 1 << 9 | 1 << 13 | 1 << 15 | 1 << 16 | 3 << 25;
-/// Leaf 1 ECX: CX16 POPCNT.
-const ECX_1: u32 = 1 << 13 | 1 << 23;
+/// Leaf 1 ECX: CX16 POPCNT XSAVE.
+const ECX_1: u32 = 1 << 13 | 1 << 23 | 1 << 26;
+/// Leaf 1 ECX: CR4.OSXSAVE as it is.
+const OSXSAVE: u32 = 1 << 27;
 /// Leaf 7 EBX: FSGSBASE SMEP SMAP.
 const EBX_7: u32 = 1 | 1 << 7 | 1 << 20;
 /// Leaf 0x80000001 EDX: SYSCALL NX 1-GiB-pages RDTSCP LM.
@@ -24,12 +26,14 @@ fn word(text: &[u8], index: usize) -> u32 {
 
 /// A leaf, for the vCPU with this APIC id of so many. Leaves that are not there are zeros.
 #[must_use]
-pub fn leaf(leaf: u32, subleaf: u32, apic_id: u32, vcpus: u32) -> Leaf {
+pub fn leaf(leaf: u32, subleaf: u32, apic_id: u32, vcpus: u32, osxsave: bool) -> Leaf {
     let brand = b"vmtree built-in machine\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
     match (leaf, subleaf) {
         (0, _) => [0x16, word(VENDOR, 0), word(VENDOR, 2), word(VENDOR, 1)],
-        (1, _) => [SIGNATURE, apic_id << 24 | vcpus << 16, ECX_1, EDX_1],
+        (1, _) => [SIGNATURE, apic_id << 24 | vcpus << 16, ECX_1 | if osxsave { OSXSAVE } else { 0 }, EDX_1],
         (7, 0) => [0, EBX_7, 0, 0],
+        // x87 and SSE, in an area of 576 bytes whatever XCR0 enables. No XSAVEOPT, no compact form.
+        (0xd, 0) => [super::xsave::STATES as u32, super::xsave::AREA as u32, super::xsave::AREA as u32, 0],
         // The TSC counts 10 for each tick of a 100 MHz crystal, which is also the APIC timer's clock.
         (0x15, _) => [1, 10, 100_000_000, 0],
         (0x16, _) => [1000, 1000, 100, 0],
@@ -52,11 +56,11 @@ mod tests {
 
     #[test]
     fn the_vendor_is_spelt_in_the_manuals_order() {
-        let [highest, b, c, d] = leaf(0, 0, 0, 1);
+        let [highest, b, c, d] = leaf(0, 0, 0, 1, false);
         let text: Vec<u8> = [b, d, c].iter().flat_map(|word| word.to_le_bytes()).collect();
         assert_eq!(text, VENDOR);
         assert_eq!(highest, 0x16);
-        assert_eq!(leaf(highest + 1, 0, 0, 1), [0; 4]);
-        assert_eq!(leaf(1, 0, 3, 4)[1], 0x0304_0000);
+        assert_eq!(leaf(highest + 1, 0, 0, 1, false), [0; 4]);
+        assert_eq!(leaf(1, 0, 3, 4, false)[1], 0x0304_0000);
     }
 }

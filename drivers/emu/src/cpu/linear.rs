@@ -76,6 +76,14 @@ impl Linear<'_> {
         }
     }
 
+    fn copy_in(&mut self, pieces: &Pieces, data: &[u8]) {
+        let (head, tail) = data.split_at(pieces.split);
+        self.store(pieces.first, head);
+        if let Some(second) = pieces.second {
+            self.store(second, tail);
+        }
+    }
+
     /// Reads in a given mode.
     ///
     /// # Errors
@@ -93,11 +101,19 @@ impl Linear<'_> {
     pub fn write_as(&mut self, cpu: &Cpu, mode: Mode, address: u64, data: &[u8]) -> Result<(), Exception> {
         let want = Want { paging: Use::Write, slat: Use::Write, mode };
         let pieces = self.pieces(cpu, want, address, data.len())?;
-        let (head, tail) = data.split_at(pieces.split);
-        self.store(pieces.first, head);
-        if let Some(second) = pieces.second {
-            self.store(second, tail);
-        }
+        self.copy_in(&pieces, data);
+        Ok(())
+    }
+
+    /// Writes several parts: all of them, or nothing on an exception.
+    ///
+    /// # Errors
+    /// The exception an access raises.
+    pub fn write_parts(&mut self, cpu: &Cpu, mode: Mode, parts: &[(u64, &[u8])]) -> Result<(), Exception> {
+        let want = Want { paging: Use::Write, slat: Use::Write, mode };
+        let find = |(address, data): &(u64, &[u8])| self.pieces(cpu, want, *address, data.len());
+        let pieces = parts.iter().map(find).collect::<Result<Vec<_>, _>>()?;
+        pieces.iter().zip(parts).for_each(|(pieces, (_, data))| self.copy_in(pieces, data));
         Ok(())
     }
 

@@ -18,6 +18,7 @@ mod system;
 mod transfer;
 pub(crate) mod vcpu;
 mod walk;
+mod xsave;
 
 pub(crate) use step::Stepped;
 

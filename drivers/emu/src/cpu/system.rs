@@ -4,7 +4,7 @@ use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 use vmtree_api::events::{DescriptorTable, Detail, EventKind, Way};
 
 use super::Exception;
-use super::bits::{CR0_TS, CR4_TSD, RFLAGS_AC, RFLAGS_IF};
+use super::bits::{CR0_TS, CR4_OSXSAVE, CR4_TSD, RFLAGS_AC, RFLAGS_IF};
 use super::grants::Answer;
 use super::intercept::Register as Watched;
 use super::interrupt::{Event, Origin};
@@ -94,6 +94,10 @@ impl Core<'_> {
             Mnemonic::Rdtsc | Mnemonic::Rdtscp => self.rdtsc(ins),
             Mnemonic::Rdmsr => self.rdmsr(),
             Mnemonic::Wrmsr => self.wrmsr(),
+            Mnemonic::Xgetbv => self.xgetbv(),
+            Mnemonic::Xsetbv => self.xsetbv(),
+            Mnemonic::Xsave | Mnemonic::Xsave64 => self.xsave(ins),
+            Mnemonic::Xrstor | Mnemonic::Xrstor64 => self.xrstor(ins),
             Mnemonic::In => self.port_in(ins),
             Mnemonic::Out => self.port_out(ins),
             _ => self.registers(ins),
@@ -234,7 +238,10 @@ impl Core<'_> {
         let (leaf, subleaf) = (self.gpr(Register::EAX) as u32, self.gpr(Register::ECX) as u32);
         let found = match self.ask(EventKind::Cpuid, 0, Detail::Cpuid { leaf, subleaf })? {
             Answer::Data(value) => [0, 32, 64, 96].map(|bit| (value >> bit) as u32),
-            _ => cpuid::leaf(leaf, subleaf, self.vcpu.id as u32, self.world.apics.len() as u32),
+            _ => {
+                let osxsave = self.vcpu.cpu.regs.cr4 & CR4_OSXSAVE != 0;
+                cpuid::leaf(leaf, subleaf, self.vcpu.id as u32, self.world.apics.len() as u32, osxsave)
+            }
         };
         for (register, value) in
             [Register::EAX, Register::EBX, Register::ECX, Register::EDX].iter().zip(found)
@@ -255,7 +262,7 @@ impl Core<'_> {
         Ok(())
     }
 
-    fn set_pair(&mut self, value: u64) {
+    pub fn set_pair(&mut self, value: u64) {
         self.set_gpr(Register::EAX, value);
         self.set_gpr(Register::EDX, value >> 32);
     }

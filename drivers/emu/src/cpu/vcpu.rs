@@ -8,6 +8,7 @@ use super::fetch::Decoded;
 use super::grants::Trap;
 use super::linear::Linear;
 use super::mmu::{Mode, Tlb};
+use super::xsave::X87;
 use super::{Cpu, Exception};
 use crate::phys::World;
 
@@ -48,6 +49,8 @@ pub struct Vcpu {
     pub shadow: Shadow,
     /// An NMI is being handled: the next one waits for IRET.
     pub nmi_blocked: bool,
+    /// The state of the x87 FPU, which nothing here computes with.
+    pub x87: X87,
     /// IA32_MISC_ENABLE.
     pub misc_enable: u64,
     /// What its TSC is ahead of virtual time.
@@ -131,6 +134,12 @@ impl Core<'_> {
     pub fn write_as(&mut self, mode: Mode, address: u64, data: &[u8]) -> Outcome {
         let (cpu, mut linear, _) = self.split();
         linear.write_as(cpu, mode, address, data)
+    }
+
+    /// Writes several parts: all of them, or nothing.
+    pub fn write_parts(&mut self, parts: &[(u64, &[u8])]) -> Outcome {
+        let (cpu, mut linear, _) = self.split();
+        linear.write_parts(cpu, Mode::of(cpu), parts)
     }
 
     /// Reads 8 bytes on behalf of the CPU itself.

@@ -129,7 +129,10 @@ fn priorities_are_the_manuals() {
 
 #[test]
 fn an_nmi_waits_while_one_is_handled() {
-    let mut bench = Bench::new(idling);
+    let mut bench = Bench::new(|a| {
+        idling(a);
+        a.hlt().unwrap();
+    });
     bench.noting();
     bench.state.vcpus[0].nmi_blocked = true;
     bench.inject(Inject::Nmi);

@@ -3,6 +3,7 @@
 mod injected;
 mod kinds;
 mod memory;
+mod state;
 mod walks;
 
 use std::time::Duration;
