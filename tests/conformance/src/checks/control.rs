@@ -286,7 +286,7 @@ impl Vm {
     fn contract_has(&self, act: &Act, action: &str) -> bool {
         match (action, act.kind, act.way) {
             ("deny", "interrupt" | "breakpoint", _) => true,
-            ("deny", "cpuid" | "descriptor" | "guest_request" | "singlestep", _) => false,
+            ("deny", "cpuid" | "guest_request" | "singlestep", _) => false,
             ("deny", _, way) => way == "to",
             ("value", "interrupt" | "breakpoint" | "descriptor" | "guest_request" | "singlestep", _) => false,
             _ => true,

@@ -125,7 +125,7 @@ fn filters(vm: &Vm) -> Checked {
         perform(vm, &act)?;
         own.exactly(act.records.len()).map_err(|why| format!("{}: {why}", act.name()))?;
         for other in &mut others {
-            other.nothing().map_err(|why| format!("{}: {why}", act.name()))?;
+            other.nothing_yet().map_err(|why| format!("{}: {why}", act.name()))?;
         }
         drop((own, others));
         vm.restore(&act)?;

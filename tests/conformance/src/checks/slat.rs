@@ -120,21 +120,20 @@ fn watch(vm: &Vm) -> Checked {
     for vcpu in 0..vm.vcpus {
         for (kind, gpa, order, wanted) in accesses(vm)? {
             let mut pipe = vm.watch(&format!("events/slat,gpa={},access={kind}", page(gpa)))?;
-            let next_page = vm.watch(&format!("events/slat,gpa={},access=rwx", page(gpa + 0x1000)));
-            let alone = vm.outcome(vcpu, order.0, &order.1)?;
+            let watched = vm.outcome(vcpu, order.0, &order.1)?;
             let records = pipe.exactly(wanted.len())?;
             for (record, fields) in records.iter().zip(&wanted) {
                 record.check(&format!("{kind} of vCPU {vcpu}"), fields)?;
                 same!(record.get("vcpu")?, vcpu, "vcpu= of {record:?}");
             }
+            drop(pipe);
+            same!(vm.outcome(vcpu, order.0, &order.1)?, watched, "{} alone, and watched", order.0.name());
+            let mut pipe = vm.watch(&format!("events/slat,gpa={},access={kind}", page(gpa)))?;
             // Of the other accesses at the same place none is seen.
             for (other, .., (op, args), _) in accesses(vm)?.iter().filter(|(other, ..)| *other != kind) {
                 vm.order(vcpu, *op, args)?;
                 pipe.nothing().map_err(|why| format!("{other} with access={kind}: {why}"))?;
             }
-            drop(next_page);
-            drop(pipe);
-            same!(vm.outcome(vcpu, order.0, &order.1)?, alone, "{} watched, and alone", order.0.name());
         }
     }
     Ok(())

@@ -376,7 +376,7 @@ fn hidden_hook(vm: &Vm) -> Checked {
     vm.write(&view.file("access"), &format!("{} --x\n", page(code)))?;
     vm.write("view", "hooks\n")?;
     let mut hits = vm.control("events/breakpoint")?;
-    let mut reads = vm.control(&format!("events/slat,gpa={},access=r", page(code)))?;
+    let mut reads = vm.control("events/slat,access=r")?;
     for vcpu in 0..vm.vcpus {
         let before = vm.counter(vcpu, Counter::Breakpoints)?;
         let posted = vm.post(vcpu, &(Op::Exec, vec![2, code]))?;
