@@ -74,6 +74,13 @@ impl Vm {
         })
     }
 
+    /// The same, which waits no longer than this for anything that the guest or the mount does.
+    #[must_use]
+    pub fn patient(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
     /// Waits until the guest runs on all its vCPUs.
     ///
     /// # Errors

@@ -126,8 +126,8 @@ fn overlap(vm: &Vm) -> Checked {
 
 fn timeout(vm: &Vm) -> Checked {
     let patience = vm.fact("reply_timeout_ms")?;
-    let patience: f64 = patience.parse().map_err(|error| format!("reply_timeout_ms of info: {error}"))?;
-    let patience = patience / 1000.0;
+    let patience: u64 = patience.parse().map_err(|error| format!("reply_timeout_ms of info: {error}"))?;
+    let patience = Duration::from_millis(patience);
     let _quiet = vm.quiet()?;
     let act = first(vm, vm.vcpus - 1)?;
     let before = stat(vm, act.kind, "timed_out")?;
@@ -139,8 +139,8 @@ fn timeout(vm: &Vm) -> Checked {
     let took = begun.elapsed();
     pipe.refuses(&format!("{} continue", stopped.record.seq()?), ESTALE)?;
     drop(pipe);
-    ensure!(took.as_secs_f64() > patience * 0.9, "let go after {took:?}, of {patience} s");
-    ensure!(took.as_secs_f64() < patience + 2.0, "let go only after {took:?}, of {patience} s");
+    ensure!(took > patience * 9 / 10, "let go after {took:?}, of {patience:?}");
+    ensure!(took < patience + Duration::from_secs(2), "let go only after {took:?}, of {patience:?}");
     ensure!(
         matches!(outcome, vmtree_guest::Outcome::Done(_)),
         "let go by time, the order ended with {outcome:x?}"
@@ -165,6 +165,9 @@ fn close(vm: &Vm) -> Checked {
     let _quiet = vm.quiet()?;
     let _awake = awake(vm)?;
     let (acts, pipe, all) = stop_all(vm)?;
+    for stopped in &all {
+        ensure!(!vm.done(stopped.posted.vcpu(), stopped.posted.seq())?, "a vCPU went on before the close");
+    }
     drop(pipe);
     for (act, stopped) in acts.iter().zip(&all) {
         let outcome = vm.end(&stopped.posted).map_err(|why| format!("after the close: {why}"))?;

@@ -102,8 +102,11 @@ fn access(kind: &str, gpa: u64, rip: u64) -> Fields {
     ]
 }
 
+/// A kind of access, where, the order that does it, and what each record tells.
+type Access = (&'static str, u64, Order, Vec<Fields>);
+
 /// A read, a write and a call on pages that nothing else touches, with what each raises.
-fn accesses(vm: &Vm) -> Result<[(&'static str, u64, Order, Vec<Fields>); 3], String> {
+fn accesses(vm: &Vm) -> Result<[Access; 3], String> {
     let (at, code) = (vm.header(header::SCRATCH)? + 0x88, vm.header(header::CODE)?);
     let (read, write) = (site(vm, Site::Read8)?, site(vm, Site::Write8)?);
     // mov eax, imm32 has 5 bytes; then ret.
