@@ -60,10 +60,14 @@ fn every_row_is_in_the_docs() {
 fn the_readme_of_a_mount_has_each_row_that_is_there() {
     let Some(live) = Live::mount("README of a mount", "emu:ram=64M", "") else { return };
     let readme = live.text("README");
+    std::fs::create_dir(live.path("views/hooks")).unwrap();
     for (path, about) in rows() {
-        // Its place on the mount: the first vCPU, a register, a block.
-        let real = path.replace("regs/NAME", "regs/rax").replace("ram/NAME", "ram/low").replace("/N", "/0");
-        let there = live.path(&real.replace("=ADDR", "=0x1000")).exists();
+        // Its place on the mount: the first vCPU, a register, a block, a view, a kind.
+        let real = path.replace("regs/NAME", "regs/rax").replace("ram/NAME", "ram/low").replace("/N/", "/0/");
+        let real = real.replace("views/NAME", "views/hooks").replace("KIND,KEY=VALUE...", "cr3,vcpu=0");
+        let real = live.path(&real.replace("KIND", "cr3").replace("=ADDR", "=0x1000"));
+        // Directories show themselves.
+        let there = real.is_file();
         let line = readme.lines().find(|line| line.trim_start().split(' ').next() == Some(&path));
         assert_eq!(there, line.is_some(), "{path}");
         assert!(line.is_none_or(|line| line.ends_with(about)), "{line:?}: {about}");

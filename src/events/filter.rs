@@ -69,7 +69,7 @@ impl Filter {
             _ => true,
         };
         let accesses = match (self.access, other.access) {
-            (Some(a), Some(b)) => share(a, b),
+            (Some(a), Some(b)) => share(a, b) || (share(a, DATA) && share(b, DATA)),
             _ => true,
         };
         both(&self.kind, &other.kind)
@@ -80,6 +80,9 @@ impl Filter {
             && accesses
     }
 }
+
+/// One instruction can do both, which is then one event.
+const DATA: Access = Access::READ.union(Access::WRITE);
 
 /// Whether a right is in both sets: an instruction that reads and writes is for `access=r` and for `access=w`.
 fn share(a: Access, b: Access) -> bool {

@@ -22,9 +22,12 @@ const EXAMPLES: &[(Need, &str)] = &[
     (Need::Execution, "echo pause > ctl; cat state                it stands still until 'resume'"),
     (Need::Registers, "cat vcpu/0/regs/all                        one instant of a vCPU"),
     (Need::Registers, "echo 'rax=1 rbx=2' > vcpu/0/regs/all       both are set, or none"),
-    (Need::Events, "cat events/cr3                             every change of address space, as it happens"),
-    (Need::Events, "exec 3<>events/msr; read e <&3; echo 1 continue >&3    the vCPU waits for the answer"),
-    (Need::Slat, "echo '0x1000-0x3000 r-x' > views/0/access  writes there raise events/slat"),
+    (Need::Events, "cat events/cr3                             changes of address space, as they happen"),
+    (
+        Need::Events,
+        "exec 3<>events/cr3; read e <&3             now that vCPU waits, until its number and a verdict:",
+    ),
+    (Need::Events, "s=${e%% *}; echo ${s#seq=} continue >&3    in bash"),
     (Need::Views, "mkdir views/hooks; echo hooks > view       run on another view of memory"),
 ];
 

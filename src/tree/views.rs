@@ -165,9 +165,24 @@ impl Tree {
             let why = "views/0 is the default view, which is always there";
             return Err(Error::new(ErrorKind::Busy, "remove view", why).into());
         }
+        if let Some(vcpu) = self.runs_on(&view)? {
+            let why = format!("vCPU {vcpu} runs on {name}; switch it first: echo 0 > view");
+            return Err(Error::new(ErrorKind::Busy, "remove view", why).into());
+        }
         self.hub.remove_view(view.id)?;
         self.views.remove(view.item);
         Ok(())
+    }
+
+    /// The first vCPU that runs on a view.
+    fn runs_on(&self, view: &View) -> FsResult<Option<VcpuId>> {
+        let views = self.driver.views()?;
+        for vcpu in (0..self.driver.facts().vcpus.unwrap_or(0)).map(VcpuId) {
+            if views.current(vcpu)? == view.id {
+                return Ok(Some(vcpu));
+            }
+        }
+        Ok(None)
     }
 
     /// Puts all vCPUs back on the default view and removes all others.

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "../common/mod.rs"]
+mod common;
 mod control;
 mod driver;
 mod ends;
@@ -11,6 +13,7 @@ mod ends;
 mod mounted;
 mod names;
 mod poll;
+mod program;
 mod readers;
 mod views;
 

@@ -186,8 +186,8 @@ fn many_parked_readers_cost_little_and_die_at_once() {
     std::thread::sleep(Duration::from_secs(3));
     let share = (cpu() - before).as_secs_f64() / begun.elapsed().as_secs_f64();
     println!("100 parked readers, {open} open files: {:.2} % of a core", share * 100.0);
-    // The machine runs in this process too and is paused for this: what is left is ours.
-    assert!(share < 0.03, "{share}");
+    // 1 % where it is optimized and has the core to itself.
+    assert!(share < if cfg!(debug_assertions) { 0.08 } else { 0.02 }, "{share}");
     let mut worst = Duration::ZERO;
     for reader in readers.iter_mut().take(20) {
         reader.signal("KILL");

@@ -118,6 +118,7 @@ fn a_view_shows_other_frames() {
     // Its size, its holes and its end are those of mem.
     assert_eq!(view.metadata().unwrap().len(), mem.metadata().unwrap().len());
     assert_eq!(errno(view.write_at(b"x", 0xc000_0000)), libc::EIO);
+    drop((mem, view));
     lab.end();
 }
 

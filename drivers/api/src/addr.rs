@@ -106,7 +106,7 @@ impl Access {
 
     /// Every right that is in either set.
     #[must_use]
-    pub fn union(self, other: Self) -> Self {
+    pub const fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
 

@@ -22,6 +22,12 @@ fn one_file_at_a_time_controls_an_event() {
     let killed = mount.hub.open(vcpu(0), Format::Text, Mode::Control, &cancel);
     assert_eq!(errno(killed), Errno::EINTR);
     mount.try_open(vcpu(0), Mode::Observe).unwrap();
+    // One instruction can read and write, but none fetches what it reads.
+    let access = |access| Filter { access: Some(access), ..Filter::of(EventKind::Slat) };
+    let write = mount.try_open(access(Access::WRITE), Mode::Control).unwrap();
+    assert_eq!(errno(mount.try_open(access(Access::READ), Mode::Control)), Errno::EBUSY);
+    mount.try_open(access(Access::EXECUTE), Mode::Control).unwrap();
+    drop(write);
     // A release while another waits for it.
     let closing = std::thread::spawn(move || {
         std::thread::sleep(Duration::from_millis(30));

@@ -132,9 +132,10 @@ impl EventSource for Mock {
             if state.gone {
                 return Err(Error::new(ErrorKind::Gone, "next", "the VM is gone"));
             }
-            let late = self.more.wait_until(&mut state, late).timed_out();
+            // Where nothing is watched there is nothing to wait for.
             let unwatched = state.watched.last().is_none_or(|wanted| *wanted == Wanted::default());
-            if late || (unwatched && state.events.is_empty() && !state.gone) {
+            let until = if unwatched { Instant::now() + Duration::from_millis(1) } else { late };
+            if self.more.wait_until(&mut state, until.min(late)).timed_out() {
                 return Ok(None);
             }
         }

@@ -102,7 +102,7 @@ fn code(random: &mut Random) -> Vec<u8> {
     bytes
 }
 
-fn wild(seed: u64) -> Bench {
+pub fn wild(seed: u64) -> Bench {
     let mut random = Random(seed);
     let mut bench = Bench::many(2, seed, |a| a.nop().unwrap());
     bench.user(|a| a.nop().unwrap());

@@ -1,10 +1,12 @@
 //! Events, verdicts, views and injection, on a machine without its thread.
 
+mod guest;
 mod injected;
 mod kinds;
 mod memory;
 mod state;
 mod walks;
+mod wild;
 
 use std::time::Duration;
 
