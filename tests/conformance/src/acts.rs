@@ -1,5 +1,7 @@
 //! What the guest can be ordered to do that raises an event: a row a kind and way, with the records that must come of it.
 
+use std::time::Duration;
+
 use vmtree_guest::Outcome;
 use vmtree_guest::mailbox::{Counter, Op, Site, header, slot, slot_of};
 
@@ -329,11 +331,6 @@ impl Posted {
     pub fn seq(&self) -> u64 {
         self.seq
     }
-
-    /// The vCPU it was given to.
-    pub fn vcpu(&self) -> u64 {
-        self.vcpu
-    }
 }
 
 impl Vm {
@@ -347,6 +344,13 @@ impl Vm {
     pub(crate) fn begun(&self, posted: &Posted) -> Checked {
         let what = format!("vCPU {} begins the order {}", posted.vcpu, posted.op.name());
         self.until(&what, || Ok(self.word(slot_of(posted.vcpu) + slot::BEGUN)? == posted.seq))
+    }
+
+    /// Fails where the guest went on with a posted order; it gets the time to do so.
+    pub(crate) fn stands(&self, posted: &Posted, what: &str) -> Checked {
+        std::thread::sleep(Duration::from_millis(20));
+        ensure!(!self.done(posted.vcpu, posted.seq)?, "vCPU {} went on {what}", posted.vcpu);
+        Ok(())
     }
 
     /// How a posted order ends.

@@ -272,7 +272,7 @@ fn refusals(vm: &Vm) -> Checked {
         }
         let state = vm.text(&format!("vcpu/{}/state", act.vcpu))?;
         same!(state, format!("held {seq}\n"), "vcpu/{}/state after refused answers", act.vcpu);
-        ensure!(!vm.done(act.vcpu, stopped.posted.seq())?, "{} went on after refused answers", act.name());
+        vm.stands(&stopped.posted, "after refused answers")?;
         pipe.answer(&stopped.record, "continue")?;
         vm.end(&stopped.posted)?;
         drop(pipe);
