@@ -4,8 +4,9 @@ use vmtree_guest::Outcome;
 
 use super::errno::{EINVAL, EOPNOTSUPP, ERANGE};
 use super::events::EVENTS;
-use crate::acts::{Act, Posted, all_acts};
+use crate::acts::{Act, all_acts};
 use crate::event::Record;
+use crate::perform::Posted;
 use crate::pipe::Pipe;
 use crate::{Check, Checked, Vm};
 

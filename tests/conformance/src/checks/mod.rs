@@ -7,6 +7,7 @@ mod execution;
 mod guest_registers;
 mod held;
 mod holes;
+mod hooks;
 mod inject;
 mod input;
 mod instant;
@@ -44,6 +45,7 @@ const PARTS: &[&[Check]] = &[
     watched::CHECKS,
     slat::CHECKS,
     views::CHECKS,
+    hooks::CHECKS,
     inject::CHECKS,
 ];
 
