@@ -94,7 +94,8 @@ fn answered(vm: &Vm, act: &Act, action: &str) -> Result<Outcome, String> {
     let stopped = stop(vm, act, &mut pipe)?;
     pipe.answer(&stopped.record, action)?;
     let outcome = vm.end(&stopped.posted).map_err(|why| format!("{} after {action}: {why}", act.name()))?;
-    pipe.nothing()?;
+    // One more would hold the vCPU, and the order would not end.
+    pipe.nothing_yet()?;
     Ok(outcome)
 }
 
