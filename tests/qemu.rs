@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use common::live::{Live, has};
+use common::live::{Live, has, skip};
 use common::wait_until;
 use qemu::Vm;
 use vmtree_guest::{Mailbox, mailbox};
@@ -29,7 +29,7 @@ fn guest(folder: &Path) -> PathBuf {
 /// QEMU with the conformance guest, and its mount.
 fn booted(test: &str, backend: &[&str]) -> Option<(Vm, Live)> {
     if !qemu::have_qemu() {
-        common::live::skip(test, "QEMU is not installed");
+        skip(test, "QEMU is not installed");
         return None;
     }
     let folder = tempfile::tempdir().unwrap();
@@ -104,10 +104,10 @@ fn ram_above_a_hole_is_at_its_address() {
 
 fn change_a_string(test: &str, backend: &[&str]) {
     if !qemu::have_qemu() || !has(test, "grep") {
-        return common::live::skip(test, "QEMU is not installed");
+        return skip(test, "QEMU is not installed");
     }
     let Some(folder) = qemu::debian() else {
-        return common::live::skip(test, "no Debian guest can be had");
+        return skip(test, "no Debian guest can be had");
     };
     let (kernel, initrd) = (folder.join("vmlinuz"), folder.join("initrd.gz"));
     let boot = ["-m", "256M", "-append", "console=ttyS0 quiet panic=-1", "-kernel", kernel.to_str().unwrap()];
@@ -174,4 +174,46 @@ fn list_and_info_know_a_running_vm() {
     assert!(info.contains("driver qemu\n") && info.contains("registers yes\n"), "{info}");
     assert!(info.contains("views no: ") && !live.path("views").exists(), "{info}");
     assert_eq!(live.text("state"), "running\n");
+}
+
+/// The cost of a snapshot as `info` tells it.
+fn snapshot_us(live: &Live) -> Option<u64> {
+    let info = live.text("info");
+    let value = info.lines().find_map(|line| line.strip_prefix("register_snapshot_us "))?;
+    Some(value.parse().unwrap())
+}
+
+#[test]
+fn info_tells_what_a_snapshot_costs_once_one_was_taken() {
+    const TEST: &str = "info_tells_what_a_snapshot_costs_once_one_was_taken";
+    if !qemu::have_qemu() {
+        return skip(TEST, "QEMU is not installed");
+    }
+    let vm = Vm::start(&["-accel", "tcg", "-m", "64M"]);
+    let Some(live) = Live::mount(TEST, &format!("qemu:{}", vm.qmp()), "") else { return };
+    assert_eq!(snapshot_us(&live), None);
+    live.text("vcpu/0/regs/all");
+    assert!(snapshot_us(&live).is_some_and(|micros| micros > 50), "{}", live.text("info"));
+}
+
+#[test]
+fn a_register_of_a_running_kvm_guest_takes_no_snapshot() {
+    const TEST: &str = "a_register_of_a_running_kvm_guest_takes_no_snapshot";
+    if !qemu::have_qemu() || !qemu::have_kvm() {
+        return skip(TEST, "no QEMU or no /dev/kvm");
+    }
+    let vm = Vm::start(&["-accel", "kvm", "-m", "64M"]);
+    // A busy host may have it stopped after all, once and again.
+    let quick = (0..20).any(|_| {
+        let Some(live) = Live::mount(TEST, &format!("qemu:{}", vm.qmp()), "") else { return true };
+        let rflags = live.text("vcpu/0/regs/rflags");
+        assert_eq!(
+            u64::from_str_radix(rflags.trim().trim_start_matches("0x"), 16).unwrap() & 2,
+            2,
+            "{rflags}"
+        );
+        live.text("vcpu/0/regs/cs");
+        snapshot_us(&live).is_none()
+    });
+    assert!(quick, "the VM was stopped each time");
 }

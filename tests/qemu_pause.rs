@@ -94,3 +94,20 @@ fn a_killed_qemu_ends_a_paused_mount() {
     vm.kill();
     live.gone();
 }
+
+/// The undo journal still has our pause then.
+#[test]
+fn a_killed_daemon_leaves_running_what_a_manager_has_resumed() {
+    let Some((mut vm, live)) = mounted("a_killed_daemon_leaves_running_what_a_manager_has_resumed") else {
+        return;
+    };
+    live.write("ctl", "pause\n").unwrap();
+    vm.human("cont");
+    kill(daemon(&live), 9);
+    live.gone();
+    sleep(Duration::from_millis(300));
+    assert_eq!(status(&mut vm), "running");
+    vm.human("stop");
+    sleep(Duration::from_millis(1500));
+    assert_eq!(status(&mut vm), "paused", "nobody is there to resume it");
+}

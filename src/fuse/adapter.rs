@@ -6,6 +6,7 @@
 
 use std::ffi::OsStr;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -270,6 +271,14 @@ impl Filesystem for Adapter {
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.core.remove_dir(caller(request), parent.0, name, reply);
+    }
+
+    fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, _to: &Path, reply: ReplyEntry) {
+        reply.error(self.core.forbid(caller(request), parent.0, name));
+    }
+
+    fn link(&self, request: &Request, _ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        reply.error(self.core.forbid(caller(request), parent.0, name));
     }
 
     fn rename(

@@ -43,6 +43,7 @@ const IGNORED: &[&str] = &[
     "nolazytime",
     "diratime",
     "nodiratime",
+    "nosymfollow",
     "silent",
     "loud",
 ];

@@ -50,6 +50,9 @@ pub fn of_vm(driver: &dyn Driver, source: &str) -> String {
     let _ = writeln!(text, "max_gpa {:#x}", map.ram_end().saturating_sub(1));
     let _ = writeln!(text, "page_size {PAGE_SIZE}");
     let _ = writeln!(text, "map_generation {}", map.generation());
+    if let Some(cost) = driver.registers().ok().and_then(|registers| registers.cost()) {
+        let _ = writeln!(text, "register_snapshot_us {}", cost.as_micros());
+    }
     for (key, value) in &facts.extra {
         let _ = writeln!(text, "{key} {value}");
     }

@@ -1,7 +1,7 @@
 //! `mem`, `mem.map` and `vcpu/N/vmem`.
 
 use vmtree_api::RegisterSet;
-use vmtree_api::x86::PagingMode;
+use vmtree_api::x86::{PagingMode, Reg};
 
 use super::Ctx;
 use super::row::{Bytes, Work};
@@ -70,7 +70,9 @@ impl Bytes for VirtualFile {
 
 /// The address space that the vCPU runs in now.
 pub fn address_space<'a>(ctx: &Ctx<'a>) -> FsResult<VirtualMemory<'a>> {
-    match ctx.tree.driver().registers()?.read(ctx.vcpu())? {
+    // What a page walk asks for.
+    let wanted = [Reg::Cr0, Reg::Cr3, Reg::Cr4, Reg::Efer].map(Reg::id);
+    match ctx.tree.driver().registers()?.read_some(ctx.vcpu(), &wanted)? {
         RegisterSet::X86_64(regs) => Ok(VirtualMemory::new(&ctx.tree.memory, PagingMode::from(&*regs))),
         // An architecture that drivers/api knows before the page walk does.
         _ => Err(FsError::NoMemory("virtual memory of this architecture can't be walked".to_owned())),

@@ -27,7 +27,8 @@ fn of_place(ctx: &Ctx<'_>) -> FsResult<(RegId, &'static RegDef)> {
 /// One register.
 pub fn show(ctx: &Ctx<'_>) -> FsResult<Vec<u8>> {
     let (id, def) = of_place(ctx)?;
-    let value = read(ctx)?.get(id).ok_or_else(|| FsError::NoEntry(format!("{} is not there", def.name)))?;
+    let set = registers(ctx)?.read_some(ctx.vcpu(), &[id])?;
+    let value = set.get(id).ok_or_else(|| FsError::NoEntry(format!("{} is not there", def.name)))?;
     Ok(format!("{}\n", text::show(value, def.shape)).into_bytes())
 }
 

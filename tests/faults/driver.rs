@@ -3,10 +3,9 @@
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
-use vmtree_api::events::{EventSource, Injection};
-use vmtree_api::views::Views;
 use vmtree_api::*;
 
 /// When and how calls go wrong.
@@ -71,7 +70,7 @@ impl Faults {
         self.0.gone.store(true, Ordering::SeqCst);
     }
 
-    fn call(&self, may_wait: bool) -> Result<()> {
+    pub fn call(&self, may_wait: bool) -> Result<()> {
         if self.0.gone.load(Ordering::SeqCst) {
             return Err(Error::new(ErrorKind::Gone, "test", "the VM is gone"));
         }
@@ -101,6 +100,17 @@ impl Inner {
         self.0.execution().unwrap().state().unwrap()
     }
 
+    /// Whether the vCPU goes on: it executes instructions, on the default view.
+    pub fn goes_on(&self) -> bool {
+        let registers = || self.0.registers().unwrap().read(VcpuId(0)).unwrap();
+        let before = registers();
+        let moves = (0..500).any(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            registers() != before
+        });
+        moves && self.0.views().unwrap().current(VcpuId(0)).unwrap() == ViewId(0)
+    }
+
     pub fn force_resume(&self) {
         self.0.execution().unwrap().force_resume().unwrap();
     }
@@ -115,8 +125,8 @@ impl Inner {
 
 /// The driver that goes wrong.
 pub struct Faulty {
-    inner: Arc<dyn Driver>,
-    faults: Faults,
+    pub inner: Arc<dyn Driver>,
+    pub faults: Faults,
 }
 
 impl Faulty {
@@ -143,14 +153,17 @@ impl Driver for Faulty {
         self.inner.execution()?;
         Ok(self)
     }
-    fn events(&self) -> std::result::Result<&dyn EventSource, Missing> {
-        self.inner.events()
+    fn events(&self) -> std::result::Result<&dyn events::EventSource, Missing> {
+        self.inner.events()?;
+        Ok(self)
     }
-    fn views(&self) -> std::result::Result<&dyn Views, Missing> {
-        self.inner.views()
+    fn views(&self) -> std::result::Result<&dyn views::Views, Missing> {
+        self.inner.views()?;
+        Ok(self)
     }
-    fn injection(&self) -> std::result::Result<&dyn Injection, Missing> {
-        self.inner.injection()
+    fn injection(&self) -> std::result::Result<&dyn events::Injection, Missing> {
+        self.inner.injection()?;
+        Ok(self)
     }
 }
 
@@ -188,6 +201,13 @@ impl Registers for Faulty {
     fn read(&self, vcpu: VcpuId) -> Result<RegisterSet> {
         self.faults.call(true)?;
         self.inner.registers().unwrap().read(vcpu)
+    }
+    fn read_some(&self, vcpu: VcpuId, wanted: &[RegId]) -> Result<RegisterSet> {
+        self.faults.call(true)?;
+        self.inner.registers().unwrap().read_some(vcpu, wanted)
+    }
+    fn cost(&self) -> Option<Duration> {
+        self.inner.registers().unwrap().cost()
     }
     fn write(&self, vcpu: VcpuId, changes: &[(RegId, RegValue)]) -> Result<()> {
         self.faults.call(true)?;

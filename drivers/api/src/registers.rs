@@ -1,5 +1,7 @@
 //! Registers: what an architecture has, what a driver offers of it, and how they are read and written.
 
+use std::time::Duration;
+
 use crate::x86;
 use crate::{Arch, Error, ErrorKind, Missing, Result, VcpuId};
 
@@ -154,6 +156,16 @@ pub trait Registers: Send + Sync {
     /// # Errors
     /// [`ErrorKind::NotFound`] for a vCPU that is not there.
     fn read(&self, vcpu: VcpuId) -> Result<RegisterSet>;
+
+    /// At least the `wanted` registers of `vcpu` at one instant; others may be zero. A driver may have them by a cheaper
+    /// way than all.
+    ///
+    /// # Errors
+    /// As [`Registers::read`].
+    fn read_some(&self, vcpu: VcpuId, wanted: &[RegId]) -> Result<RegisterSet>;
+
+    /// How long a [`Registers::read`] of a running vCPU takes, as measured lately; `None` where nothing was measured.
+    fn cost(&self) -> Option<Duration>;
 
     /// Sets some registers of `vcpu` together: all of them take, or none does. No change at all is a no-op.
     ///

@@ -1,6 +1,7 @@
 //! Registers from outside: a snapshot, and writes that the CPU itself would accept.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use vmtree_api::x86::{Reg, Registers as Regs};
 use vmtree_api::{
@@ -141,6 +142,14 @@ impl Registers for Access {
         let visit = self.machine.visit(READ)?;
         let index = visit.index(READ, vcpu)?;
         Ok(RegisterSet::X86_64(Box::new(visit.vcpus[index].snapshot(&visit.world))))
+    }
+
+    fn read_some(&self, vcpu: VcpuId, _wanted: &[RegId]) -> Result<RegisterSet> {
+        Registers::read(self, vcpu)
+    }
+
+    fn cost(&self) -> Option<Duration> {
+        None
     }
 
     fn write(&self, vcpu: VcpuId, changes: &[(RegId, RegValue)]) -> Result<()> {

@@ -231,6 +231,12 @@ impl Session {
         }
     }
 
+    /// Whether the VM stands still by us, as far as we have heard.
+    #[must_use]
+    pub fn holds_still(&self) -> bool {
+        self.owed || self.pauses > 0
+    }
+
     /// Now and then: hears what others did, gives what is still owed after a failure, and lets an idle connection go.
     pub fn tend(&mut self) {
         if let Some(line) = self.link.line() {

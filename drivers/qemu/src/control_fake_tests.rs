@@ -56,7 +56,7 @@ impl Fake {
     fn vm(&self) -> Vm {
         let qmp = Qmp::connect(&self.folder.path().join("qmp")).unwrap();
         let control = Arc::new(Control::new(qmp, Arc::default()).unwrap());
-        let registers = Access::new(Arc::clone(&control), std::process::id(), true);
+        let registers = Access::new(Arc::clone(&control), std::process::id(), true, false);
         Vm(control, Arc::new(registers))
     }
 

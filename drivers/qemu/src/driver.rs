@@ -55,7 +55,8 @@ pub fn open(source: Source, host: Arc<dyn Host>) -> Result<Box<dyn Driver>> {
     facts.extra.push(("memory", memory.ways()));
     let control = Arc::new(Control::new(qmp, Arc::clone(&ended))?);
     let with_gdb = registers::can_have_gdb(&*control.lock().settle()?)?;
-    let registers = Arc::new(Access::new(Arc::clone(&control), pid, with_gdb));
+    let kvm = facts.extra.contains(&("accelerator", "kvm".to_owned()));
+    let registers = Arc::new(Access::new(Arc::clone(&control), pid, with_gdb, kvm));
     let mut keeper = Keeper::new(pid, &control, Arc::clone(&memory), Arc::clone(&ended), Arc::clone(&host));
     let watch = Watch::start(process, ended, host, move || keeper.tick())?;
     let execution = Vm(control, Arc::clone(&registers));

@@ -12,6 +12,7 @@ mod find;
 mod gdb;
 mod hmp;
 mod keeper;
+mod kvm;
 mod layout;
 mod link;
 mod memory;
@@ -21,6 +22,7 @@ mod qmp;
 mod recover;
 mod registers;
 mod runstate;
+mod said;
 mod source;
 mod sys;
 mod verify;
@@ -30,3 +32,11 @@ pub use doctor::checks;
 pub use driver::open;
 pub use find::list;
 pub use recover::recover;
+
+/// Parsers of what QEMU sends, for the fuzz targets of tests/fuzz; nothing else outside this crate uses them.
+#[doc(hidden)]
+pub mod fuzz {
+    pub use crate::gdb::{packet, stub, target};
+    pub use crate::hmp::{answers, mtree, ramblock, registers};
+    pub use crate::qmp::Qmp;
+}

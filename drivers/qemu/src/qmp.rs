@@ -14,6 +14,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 use serde_json::{Value, json};
 use vmtree_api::{Error, ErrorKind, Result};
 
+use crate::said::said;
 use crate::sys;
 
 const OP: &str = "ask QEMU";
@@ -43,7 +44,14 @@ impl Qmp {
     /// [`ErrorKind::NotFound`] if nobody listens there, [`ErrorKind::Denied`], [`ErrorKind::Busy`] if the server
     /// does not greet, [`ErrorKind::Protocol`] if it is no QMP server.
     pub fn connect(path: &Path) -> Result<Self> {
-        let stream = dial(path)?;
+        Self::over(dial(path)?, path)
+    }
+
+    /// The same over a stream that is connected to `path`.
+    ///
+    /// # Errors
+    /// As [`Qmp::connect`].
+    pub fn over(stream: UnixStream, path: &Path) -> Result<Self> {
         let mut lines = Lines { stream, pending: Vec::new(), serial: 0, events: Vec::new() };
         greet(path, &mut lines)?;
         let qmp = Self { path: path.to_owned(), lines: Mutex::new(lines) };
@@ -359,7 +367,7 @@ impl Refusal {
             "DeviceNotFound" => ErrorKind::NotFound,
             _ => ErrorKind::Invalid,
         };
-        Error::new(kind, OP, format!("QEMU refuses {command}: {}", self.text))
+        Error::new(kind, OP, format!("QEMU refuses {command}: {}", said(&self.text)))
     }
 }
 

@@ -8,6 +8,7 @@ use vmtree_api::{ErrorKind, Result};
 
 use crate::control::Control;
 use crate::find::{self, Found};
+use crate::gdb::door;
 use crate::source::Target;
 
 /// How long a monitor that does not answer is tried: the dead daemon's connection may still stand in it.
@@ -36,5 +37,11 @@ pub fn recover(source: &str) -> Result<()> {
 
 fn resume(target: &Target) -> Result<()> {
     let Found { qmp, .. } = find::connect(target)?;
-    Control::new(qmp, Arc::default())?.adopt()
+    let control = Control::new(qmp, Arc::default())?;
+    control.adopt()?;
+    // The VM runs already; the next use of the gdbstub would find it left over as well.
+    if let Err(error) = control.lock().settle().and_then(|qmp| door::clear(&qmp)) {
+        log::debug!("a gdbstub may be left over: {error}");
+    }
+    Ok(())
 }

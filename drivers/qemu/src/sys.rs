@@ -1,5 +1,8 @@
-//! The calls that have no safe form: another process's memory, a mapping of guest memory, a peer's credentials.
+//! The calls that have no safe form: another process's memory, a mapping of guest memory or of a vCPU, a
+//! peer's credentials.
 #![allow(unsafe_code)]
+
+pub mod run;
 
 use std::fs::File;
 use std::io;

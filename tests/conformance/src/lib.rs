@@ -13,6 +13,7 @@ mod event;
 mod fake;
 mod map;
 mod order;
+mod pace;
 mod perform;
 mod pipe;
 mod regs;

@@ -14,6 +14,7 @@ use vmtree_guest::mailbox::header;
 
 use crate::Checked;
 use crate::map::{self, Region};
+use crate::pace::Pace;
 use crate::regs::Regs;
 
 /// How long anything may take that the guest or the mount does.
@@ -32,6 +33,7 @@ pub struct Vm {
     pub(crate) patience: Duration,
     /// Rounds of an ordered spin in a millisecond, once measured.
     pub(crate) speed: OnceCell<u64>,
+    pub(crate) pace: Pace,
 }
 
 /// A line of `capabilities`: `WHAT yes` or `WHAT no: WHY`.
@@ -71,6 +73,7 @@ impl Vm {
             vcpus: 1,
             patience: PATIENCE,
             speed: OnceCell::new(),
+            pace: Pace::default(),
         })
     }
 

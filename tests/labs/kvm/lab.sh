@@ -3,18 +3,19 @@
 # it, and in L1 a stock QEMU with -accel kvm runs the guests (L2) that vmtree mounts and checks.
 #
 #   tests/labs/kvm/lab.sh prepare     fetch and build what is missing; prints the folder
-#   tests/labs/kvm/lab.sh run         boot L1, do all checks of checks.sh; exit 0 if none failed
+#   tests/labs/kvm/lab.sh run [CHECK] boot L1, do all checks of checks.sh; exit 0 if none failed. With CHECK, those
+#                                     checks of the conformance suite whose names begin so, for one guest
 #   tests/labs/kvm/lab.sh shell       boot L1 to a shell on this terminal; `poweroff -f` or Ctrl-A X ends it
 #
 # Each check is a line `T|NAME|ok, absent or FAILED|DETAIL`; all that L1 said is in FOLDER/log.
 # Needs cargo, apt (packages are downloaded, not installed), dpkg-deb, qemu-system-x86_64 with SeaBIOS.
-# VMTREE_LAB names the folder to keep it in, VMTREE_LAB_SECONDS how long L1 may run (default 400).
+# VMTREE_LAB names the folder to keep it in, VMTREE_LAB_SECONDS how long L1 may run (default 600).
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
 top=$(cd "$here/../../.." && pwd)
 lab=${VMTREE_LAB:-$top/target/lab}/kvm
-seconds=${VMTREE_LAB_SECONDS:-400}
+seconds=${VMTREE_LAB_SECONDS:-600}
 qemu=$(command -v qemu-system-x86_64) || { echo 'qemu-system-x86_64 is not installed' >&2; exit 1; }
 mkdir -p "$lab"
 lab=$(cd "$lab" && pwd)
@@ -118,7 +119,7 @@ l1() {
 run() {
     log=$lab/log
     : > "$log"
-    (l1 "file:$log" '' </dev/null 2> "$work/stderr") &
+    (l1 "file:$log" "${1:+vmtree_only=$1}" </dev/null 2> "$work/stderr") &
     l1=$!
     # QEMU ends with this script, whatever ends it; timeout ends it in any case.
     trap 'kill "$l1" 2>/dev/null || true; rm -rf "$work"' EXIT
@@ -140,7 +141,7 @@ prepare)
     ;;
 run)
     prepare
-    run
+    run "${2:-}"
     ;;
 shell)
     prepare
@@ -148,7 +149,7 @@ shell)
     seconds=0 l1 mon:stdio vmtree_shell
     ;;
 *)
-    sed -n '2,11s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,12s/^# \{0,1\}//p' "$0" >&2
     exit 2
     ;;
 esac

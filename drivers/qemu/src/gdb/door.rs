@@ -13,6 +13,7 @@ use vmtree_api::{Error, ErrorKind, Result};
 
 use super::stub::Stub;
 use crate::qmp::Qmp;
+use crate::said::said;
 
 const OP: &str = "open QEMU's gdbstub";
 
@@ -61,6 +62,22 @@ pub fn taken(qmp: &Qmp) -> Result<Option<Taken>> {
     Ok(Some(Taken { attached: address.is_none(), address: address.unwrap_or(name) }))
 }
 
+/// Closes a gdbstub that a killed vmtree left, and removes its folder.
+///
+/// # Errors
+/// Those of [`Qmp::execute`].
+pub fn clear(qmp: &Qmp) -> Result<()> {
+    let left = taken(qmp)?.filter(Taken::is_left_over);
+    if let Some(left) = left {
+        qmp.human("gdbserver none")?;
+        if let Some(folder) = left.folder() {
+            // Its socket is gone with the gdbstub.
+            let _ = fs::remove_dir(folder);
+        }
+    }
+    Ok(())
+}
+
 impl Taken {
     /// The refusal to open another one.
     #[must_use]
@@ -68,7 +85,7 @@ impl Taken {
         let why = format!(
             "QEMU's gdbstub is in use at '{}', and there is only one; end its debugger and write 'gdbserver none' to \
              QEMU's monitor, or start QEMU without -gdb and -s",
-            self.address
+            said(&self.address)
         );
         Error::new(ErrorKind::Busy, OP, why)
     }
@@ -132,15 +149,9 @@ impl Door {
     }
 
     fn opened(&self, qmp: &Qmp) -> Result<Open> {
+        clear(qmp)?;
         if let Some(taken) = taken(qmp)? {
-            if !taken.is_left_over() {
-                return Err(taken.refusal());
-            }
-            qmp.human("gdbserver none")?;
-            if let Some(folder) = taken.folder() {
-                // Its socket is gone with the gdbstub.
-                let _ = fs::remove_dir(folder);
-            }
+            return Err(taken.refusal());
         }
         let folder = Folder::new(self.pid)?;
         let answer =
@@ -194,7 +205,7 @@ fn connect(folder: &Folder, answer: &str) -> Result<UnixStream> {
         let why = format!(
             "QEMU opened no gdbstub at '{}': '{}'; it must be able to make a socket there",
             folder.socket().display(),
-            answer.trim()
+            said(answer)
         );
         Error::new(ErrorKind::Denied, OP, why).caused_by(error)
     })

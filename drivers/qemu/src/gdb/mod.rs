@@ -1,9 +1,9 @@
 //! QEMU's gdbstub, spoken to by its own protocol: what the monitor can't do, it can.
 
 pub mod door;
-mod packet;
+pub mod packet;
 pub mod stub;
-mod target;
+pub mod target;
 mod wire;
 
 #[cfg(test)]

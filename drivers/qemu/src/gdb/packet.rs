@@ -73,7 +73,7 @@ impl Decoder {
     ///
     /// # Errors
     /// [`Broken`]; the connection is of no use from then on.
-    pub fn next(&mut self) -> Result<Option<Item>, Broken> {
+    pub fn next_item(&mut self) -> Result<Option<Item>, Broken> {
         let first = self.pending.iter().position(|byte| matches!(byte, b'$' | b'-'));
         let Some(first) = first else {
             self.pending.clear();
@@ -155,7 +155,7 @@ mod tests {
         let mut decoder = Decoder::default();
         decoder.push(wire);
         let mut items = Vec::new();
-        while let Some(item) = decoder.next()? {
+        while let Some(item) = decoder.next_item()? {
             items.push(item);
         }
         Ok(items)
@@ -213,7 +213,7 @@ mod tests {
             let wire: Vec<u8> = payloads.iter().flat_map(|payload| encode(payload)).collect();
             for piece in wire.chunks(cut) {
                 decoder.push(piece);
-                while let Some(item) = decoder.next().unwrap() {
+                while let Some(item) = decoder.next_item().unwrap() {
                     read.push(item);
                 }
             }

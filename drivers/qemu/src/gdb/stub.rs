@@ -8,11 +8,15 @@ use vmtree_api::{Cancel, Error, ErrorKind, Result};
 use super::packet::{from_hex, to_hex};
 use super::target::{Layout, Register, includes};
 use super::wire::{Wire, protocol};
+use crate::said::said;
 
 const OP: &str = "ask QEMU's gdbstub";
 
 /// The largest target description that is read, in bytes; QEMU's is 20 KiB.
 const DESCRIPTION_LIMIT: usize = 1 << 20;
+
+/// The most documents that it may include; QEMU's includes at most three.
+const DOCUMENTS: usize = 16;
 
 /// The bits of `Qqemu.sstep` (QEMU's include/hw/core/cpu.h): one instruction, with interrupts as they come.
 const STEP: u32 = 1;
@@ -76,6 +80,9 @@ impl Stub {
         let target = stub.description("target.xml")?;
         let mut documents = vec![target.clone()];
         for name in includes(&target) {
+            if documents.len() > DOCUMENTS {
+                return Err(protocol("describes its registers in too many documents"));
+            }
             documents.push(stub.description(&name)?);
         }
         stub.layout = Layout::new(&documents);
@@ -291,10 +298,12 @@ fn text(answer: Vec<u8>) -> Result<String> {
 }
 
 fn refused(what: &str, answer: &[u8]) -> Error {
+    // The name of a document is the peer's too.
+    let what = said(what);
     match answer {
         [] => Error::new(ErrorKind::Unsupported, OP, format!("this QEMU's gdbstub has no '{what}'")),
         [b'E', ..] => {
-            let answer = String::from_utf8_lossy(answer).into_owned();
+            let answer = said(&String::from_utf8_lossy(answer));
             Error::new(ErrorKind::Invalid, OP, format!("the gdbstub refuses {what} ({answer})"))
         }
         _ => protocol(&format!("gives no answer that makes sense to '{what}'")),

@@ -49,6 +49,12 @@ impl Layout {
         Self(found.into_iter().map(register).collect())
     }
 
+    /// All of them.
+    #[must_use]
+    pub fn registers(&self) -> &[Register] {
+        &self.0
+    }
+
     /// The register called `name`.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Register> {
@@ -56,12 +62,14 @@ impl Layout {
     }
 }
 
-/// The documents that `document` includes, in order.
+/// The documents that `document` includes, in order; those whose names are no plain file names are passed over.
 #[must_use]
 pub fn includes(document: &str) -> Vec<String> {
     let plain = without_comments(document);
     elements(&plain, "xi:include")
         .filter_map(|element| attribute(element, "href"))
+        // A colon would end the name in a request.
+        .filter(|name| name.chars().all(|char| char.is_ascii_graphic() && char != ':'))
         .map(str::to_owned)
         .collect()
 }
@@ -118,6 +126,7 @@ mod tests {
     #[test]
     fn numbers_registers_past_comments_and_includes() {
         assert_eq!(includes(TARGET), ["i386-64bit.xml", "extra.xml"]);
+        assert_eq!(includes("<xi:include href=\"a:b\"/><xi:include href=\"a\u{7}\"/>"), [""; 0]);
         let extra = r#"<reg name="far" bitsize="64" regnum="40"/><reg name="next" bitsize="8"/>"#;
         let layout = Layout::new(&[CORE.to_owned(), extra.to_owned()]);
         let register = |name: &str| {

@@ -2,7 +2,8 @@
 //!
 //! QEMU stops the VM at any byte that comes while it runs. So nothing is ever sent of its own accord: the
 //! acknowledgment of an answer travels with the next request, and after a request that was not answered the connection is
-//! of no use.
+//! of no use. The one exception is a request without its answer for a while: the stub is asked what nobody else asks, to
+//! tell a slow answer from a lost request.
 
 use std::io::{ErrorKind as Io, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -16,6 +17,13 @@ const OP: &str = "ask QEMU's gdbstub";
 
 /// How long an answer may take. The VM stands still meanwhile, so QEMU has nothing else to do.
 const ANSWER: Duration = Duration::from_secs(1);
+
+/// How long an answer may take before the stub is asked whether it still has the request. Since 8.1 it tells nothing of
+/// a stop that is not the answer to a request, so one that stopped the VM is lost without a word, while the guest waits.
+const SILENCE: Duration = Duration::from_millis(30);
+
+/// What it is asked then, and how that answer begins.
+const PROBE: (&str, &[u8]) = ("qC", b"QC");
 
 /// How long the first answer may take after word of a stop: by our connecting, then it comes at once, or by the request,
 /// then it never comes.
@@ -121,7 +129,7 @@ impl Wire {
         };
         self.stream.set_nonblocking(false).map_err(failed)?;
         drained?;
-        while let Some(item) = self.decoder.next().map_err(broken)? {
+        while let Some(item) = self.decoder.next_item().map_err(broken)? {
             self.owes |= matches!(item, Item::Packet(_));
         }
         Ok(())
@@ -148,14 +156,24 @@ impl Wire {
     fn answer(&mut self, first: bool) -> Result<Vec<u8>> {
         let mut deadline = Instant::now() + ANSWER;
         let busy = || Error::new(ErrorKind::Busy, OP, "somebody let the VM run at the same moment");
-        let mut stopped = false;
+        let (mut stopped, mut probes) = (false, 0);
         loop {
-            let Some(packet) = self.next(deadline)? else {
-                // Since 8.1 the stub tells nothing of a stop that is not the answer to a request.
+            let next = if first { deadline } else { deadline.min(Instant::now() + SILENCE) };
+            let Some(packet) = self.next(next)? else {
+                if next < deadline {
+                    self.put(&encode(PROBE.0.as_bytes()))?;
+                    probes += 1;
+                    continue;
+                }
                 self.broke_in = true;
                 return Err(if stopped { busy() } else { late() });
             };
+            if probes > 0 && packet.starts_with(PROBE.1) {
+                self.broke_in = true;
+                return Err(late());
+            }
             if !is_stop(&packet) {
+                self.skip(probes, deadline)?;
                 return Ok(packet);
             }
             if !first {
@@ -167,10 +185,22 @@ impl Wire {
         }
     }
 
+    /// Takes the answers to probes.
+    fn skip(&mut self, probes: u32, deadline: Instant) -> Result<()> {
+        for _ in 0..probes {
+            match self.next(deadline)? {
+                Some(packet) if packet.starts_with(PROBE.1) => {}
+                Some(_) => return Err(protocol("answers what was not asked")),
+                None => return Err(late()),
+            }
+        }
+        Ok(())
+    }
+
     /// The next packet; `None` at the deadline.
     fn next(&mut self, deadline: Instant) -> Result<Option<Vec<u8>>> {
         loop {
-            match self.decoder.next().map_err(broken)? {
+            match self.decoder.next_item().map_err(broken)? {
                 Some(Item::Packet(payload)) => {
                     self.owes = true;
                     return Ok(Some(payload));
@@ -225,4 +255,50 @@ fn late() -> Error {
 
 fn gone(error: std::io::Error) -> Error {
     Error::new(ErrorKind::Gone, OP, "QEMU has closed its gdbstub").caused_by(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::thread::{self, JoinHandle};
+
+    /// A stub that is silent until it is sent a `qC`, says `answers` then, and "next" to what comes later.
+    fn silent(answers: &'static [&'static str]) -> (Wire, JoinHandle<()>) {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let peer = thread::spawn(move || {
+            let mut heard = Vec::new();
+            let mut chunk = [0; 64];
+            while !heard.ends_with(b"$qC#b4") {
+                let bytes = theirs.read(&mut chunk).unwrap();
+                heard.extend_from_slice(&chunk[..bytes]);
+            }
+            answers.iter().for_each(|answer| theirs.write_all(&encode(answer.as_bytes())).unwrap());
+            // Until the other end hangs up.
+            while theirs.read(&mut chunk).is_ok_and(|bytes| bytes > 0) {
+                theirs.write_all(&encode(b"next")).unwrap();
+            }
+        });
+        (Wire::new(ours), peer)
+    }
+
+    #[test]
+    fn a_request_that_was_lost_is_known_soon() {
+        let (mut wire, peer) = silent(&["QCp01.01"]);
+        let begun = Instant::now();
+        let error = wire.ask("g").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
+        assert!(begun.elapsed() < ANSWER && wire.broke_in() && !wire.is_sound());
+        drop(wire);
+        peer.join().unwrap();
+    }
+
+    #[test]
+    fn a_slow_answer_is_taken_and_the_next_request_gets_its_own() {
+        let (mut wire, peer) = silent(&["0011", "QCp01.01"]);
+        assert_eq!(wire.ask("g").unwrap(), b"0011");
+        assert!(!wire.broke_in() && wire.is_sound());
+        assert_eq!(wire.ask("g").unwrap(), b"next");
+        drop(wire);
+        peer.join().unwrap();
+    }
 }

@@ -240,6 +240,7 @@ fn answer(machine: &mut Machine, request: &str) -> String {
             machine.events.extend(["RESUME", "STOP"]);
             "T05thread:p01.01;".to_owned()
         }
+        "qC" => "QCp01.01".to_owned(),
         "qThreadExtraInfo" => hex(0, 1),
         word => {
             let number =

@@ -1,6 +1,7 @@
-//! Registers through the gdbstub and the monitor, while the VM stands still.
+//! Registers through the gdbstub and the monitor, while the VM stands still; some of a running vCPU through KVM.
 
 mod check;
+mod costs;
 mod shared;
 mod snapshot;
 mod table;
@@ -9,7 +10,7 @@ mod write;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use vmtree_api::{
@@ -19,8 +20,10 @@ use vmtree_api::{
 
 use crate::control::{Control, Stopped};
 use crate::gdb::door::{self, Door};
+use crate::kvm::Vcpus;
 use crate::qmp::Qmp;
 use crate::runstate::Status;
+use costs::Costs;
 use shared::Readers;
 
 /// How often an open gdbstub is looked at.
@@ -52,6 +55,9 @@ struct Inner {
     door: Mutex<Door>,
     readers: Readers,
     offers: Vec<RegOffer>,
+    /// The quicker way to some of a running vCPU's, where KVM runs it. Locked only by those who have the control's lock.
+    vcpus: Option<Mutex<Vcpus>>,
+    costs: Costs,
     /// Whether the gdbstub can be ours: else the monitor alone is asked.
     with_gdb: bool,
 }
@@ -65,13 +71,15 @@ pub fn can_have_gdb(qmp: &Qmp) -> Result<bool> {
 }
 
 impl Access {
-    /// The registers of the QEMU `pid` that is under `control`; `with_gdb` is what [`can_have_gdb`] says. Nothing is
-    /// opened yet.
+    /// The registers of the QEMU `pid` that is under `control`; `with_gdb` is what [`can_have_gdb`] says, `kvm` whether KVM
+    /// runs its vCPUs. Nothing is opened yet.
     #[must_use]
-    pub fn new(control: Arc<Control>, pid: u32, with_gdb: bool) -> Self {
+    pub fn new(control: Arc<Control>, pid: u32, with_gdb: bool, kvm: bool) -> Self {
         let offers = table::offers(with_gdb);
         let door = Mutex::new(Door::new(pid));
-        let inner = Arc::new(Inner { control, door, readers: Readers::default(), offers, with_gdb });
+        let vcpus = kvm.then(|| Mutex::new(Vcpus::new(pid)));
+        let (readers, costs) = (Readers::default(), Costs::default());
+        let inner = Arc::new(Inner { control, door, readers, offers, vcpus, costs, with_gdb });
         Self { inner, caretaker: Mutex::default() }
     }
 
@@ -126,10 +134,27 @@ impl Inner {
         if !self.with_gdb {
             self.spare_the_debugger()?;
         }
-        self.control.while_stopped(|stopped| {
+        let begun = Instant::now();
+        let was_running = self.control.while_stopped(|stopped| {
             self.readers.begin().answer(|vcpu| self.snapshot(stopped, vcpu));
-            Ok(())
-        })
+            Ok(stopped.was_running())
+        })?;
+        if was_running {
+            self.costs.add(begun.elapsed());
+        }
+        Ok(())
+    }
+
+    /// The registers that KVM shares, of a vCPU that runs and goes on running.
+    fn quick(&self, vcpu: VcpuId) -> Option<RegisterSet> {
+        let vcpus = self.vcpus.as_ref()?;
+        // Nobody stops or steps it meanwhile.
+        let mut session = self.control.lock();
+        if session.holds_still() || session.link.check_alive().is_err() {
+            return None;
+        }
+        let regs = vcpus.lock().read(vcpu, || session.settle().ok())?;
+        Some(RegisterSet::X86_64(Box::new(regs)))
     }
 
     /// # Errors
@@ -224,6 +249,11 @@ impl Inner {
     fn look(&self) -> bool {
         // Whoever has the lock uses it.
         let Some(mut session) = self.control.try_lock() else { return true };
+        let vcpus_open = self.vcpus.as_ref().is_some_and(|vcpus| {
+            let mut vcpus = vcpus.lock();
+            vcpus.close_if_idle();
+            vcpus.is_open()
+        });
         let mut door = self.door.lock();
         if door.is_idle() {
             match session.settle() {
@@ -232,7 +262,7 @@ impl Inner {
                 Err(error) => log::debug!("the gdbstub can't be closed yet: {error}"),
             }
         }
-        door.is_open()
+        door.is_open() || vcpus_open
     }
 }
 
@@ -272,6 +302,19 @@ impl Registers for Access {
         let set = self.inner.readers.read(vcpu, || self.inner.lead());
         self.tell();
         set
+    }
+
+    fn read_some(&self, vcpu: VcpuId, wanted: &[RegId]) -> Result<RegisterSet> {
+        let shared = wanted.iter().all(|id| table::row(*id).is_some_and(table::Row::is_shared));
+        if let Some(set) = shared.then(|| self.inner.quick(vcpu)).flatten() {
+            self.tell();
+            return Ok(set);
+        }
+        self.read(vcpu)
+    }
+
+    fn cost(&self) -> Option<Duration> {
+        self.inner.costs.median()
     }
 
     fn write(&self, vcpu: VcpuId, changes: &[(RegId, RegValue)]) -> Result<()> {

@@ -14,6 +14,15 @@ pub struct Row {
     pub shown: bool,
 }
 
+impl Row {
+    /// Whether KVM shares it of a running vCPU: `struct kvm_sync_regs` has neither debug registers nor MSRs but EFER.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        use Reg::{Dr0, Dr1, Dr2, Dr3, Dr6, Dr7, KernelGsBase};
+        !matches!(self.reg, Dr0 | Dr1 | Dr2 | Dr3 | Dr6 | Dr7 | KernelGsBase)
+    }
+}
+
 const fn both(reg: Reg, name: &'static str) -> Row {
     Row { reg, gdb: Some(name), shown: true }
 }
@@ -123,6 +132,7 @@ mod tests {
                 _ => ["monitor", "-"],
             };
             assert_eq!(columns[2..4], ways, "{name}");
+            assert_eq!(columns[4], if row.is_shared() { "sync" } else { "-" }, "{name}");
         }
     }
 }

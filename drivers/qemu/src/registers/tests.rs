@@ -17,7 +17,7 @@ const FAULTS: [Fault; 6] =
 fn open(fake: &Fake) -> Vm {
     let qmp = Qmp::connect(&fake.folder.path().join("qmp")).unwrap();
     let control = Arc::new(Control::new(qmp, Arc::default()).unwrap());
-    let registers = Access::new(Arc::clone(&control), std::process::id(), true);
+    let registers = Access::new(Arc::clone(&control), std::process::id(), true, false);
     Vm(control, Arc::new(registers))
 }
 

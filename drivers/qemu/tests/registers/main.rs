@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod bench;
+mod kvm;
 #[path = "../../../../tests/labs/qemu/lab.rs"]
 mod lab;
 mod shared;

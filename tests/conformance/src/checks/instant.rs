@@ -25,13 +25,13 @@ pub const CHECKS: &[Check] = &[
 
 /// A spin in ring 3 with ticks going on: samples lie in both rings.
 fn one_instant(vm: &Vm) -> Checked {
-    const SAMPLES: usize = 300;
-    let n = vm.rounds(Duration::from_millis(800))?;
+    let samples = vm.looks(300)?;
+    let n = vm.rounds(vm.worth_looking(Duration::from_millis(800))?)?;
     for vcpu in 0..vm.vcpus {
         let (mut kernel, mut user) = (0, 0);
         let seq = vm.begin(vcpu, Op::UserSpin, &[n])?;
         let mut spinning = true;
-        for _ in 0..SAMPLES {
+        for _ in 0..samples {
             let regs = vm.regs(vcpu)?;
             consistent(vm, vcpu, &regs)?;
             if regs.get("rip")? >= layout::USER_BASE {
@@ -62,7 +62,7 @@ fn count_down(vm: &Vm) -> Checked {
     let spin = vm.mailbox.site(Site::Spin).map_err(|error| error.to_string())?;
     let vcpu = vm.vcpus - 1;
     let _masked = vm.masked(vcpu)?;
-    let n = vm.rounds(Duration::from_millis(800))?;
+    let n = vm.rounds(vm.worth_looking(Duration::from_millis(800))?)?;
     let seq = vm.begin(vcpu, Op::Spin, &[n])?;
     let (mut last, mut samples) = (n, 0);
     while !vm.done(vcpu, seq)? {

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Drops every write to a range of guest-physical memory, and says who tried.
+# usage: page-guard.sh MOUNTPOINT START END [COUNT]
+set -euo pipefail
+cd "$1"
+exec 3<> "events/slat,gpa=$2-$3,access=w"
+for ((n = 0; n < ${4:-10}; n++)); do
+    read -r line <&3
+    echo "$line"
+    seq=${line#seq=}
+    echo "${seq%% *} deny" >&3
+done
