@@ -56,6 +56,7 @@ const LIES: &[(Lie, &[&str])] = &[
             "held-timeout",
             "held-close",
             "held-reverse",
+            "held-two-kinds",
             "held-others-run",
             "held-pause",
         ],

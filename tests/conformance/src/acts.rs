@@ -312,7 +312,7 @@ impl Maker<'_> {
         // Where nobody answers, vmcall may be #UD, which ends the order: one record.
         let request =
             self.act(("guest_request", ""), (Op::Vmcall, vec![1, 5, 6, 7]), Site::Vmcall, vec![Vec::new()])?;
-        all.push(request);
+        all.push(Act { other: 0x99, ..request });
         Ok(all)
     }
 }

@@ -5,8 +5,8 @@ use vmtree_api::events::{Action, EventKind, EventOffer};
 /// The actions that make sense for a kind.
 fn actions(kind: EventKind) -> Vec<Action> {
     use EventKind::*;
-    let deny = !matches!(kind, SingleStep | Cpuid | GuestRequest);
-    let value = !matches!(kind, SingleStep | Interrupt | Breakpoint | Descriptor | GuestRequest);
+    let deny = !matches!(kind, SingleStep | Cpuid);
+    let value = !matches!(kind, SingleStep | Interrupt | Breakpoint | Descriptor);
     let makes_sense = |action: &Action| match action {
         Action::Deny => deny,
         Action::Value => value,

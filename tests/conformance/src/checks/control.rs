@@ -1,6 +1,9 @@
 //! Events, decided: what each answer makes of the event, by what the guest itself then has.
 
+use std::collections::BTreeMap;
+
 use vmtree_guest::Outcome;
+use vmtree_guest::mailbox::Counter;
 
 use super::errno::{EINVAL, EOPNOTSUPP, ERANGE};
 use super::events::EVENTS;
@@ -137,7 +140,9 @@ fn deny(vm: &Vm) -> Checked {
         let outcome = answered(vm, &act, "deny")?;
         ensure!(matches!(outcome, Outcome::Done(_)), "{} denied: {outcome:x?}", act.name());
         let counted = vm.counters(act.vcpu)?.since(&before);
-        let counted = act.counter.and_then(|counter| counted.get(&counter).copied()).unwrap_or(0);
+        // Without a watcher a request is #UD, and then not counted.
+        let counter = if act.kind == "guest_request" { Some(Counter::Vmcalls) } else { act.counter };
+        let counted = counter.and_then(|counter| counted.get(&counter).copied()).unwrap_or(0);
         // An instruction is behind the guest, and counted there; a handler never ran.
         let swallowed = ["interrupt", "breakpoint"].contains(&act.kind);
         same!(counted, u64::from(!swallowed), "what the guest counted of {}, denied", act.name());
@@ -165,6 +170,7 @@ fn value(vm: &Vm) -> Checked {
                 let again = vm.order(act.vcpu, act.order.0, &act.order.1)?;
                 ensure!(again != act.other, "{} goes on to read the value of one answer", act.name());
             }
+            ("", _) => same!(result, act.other, "what {} gave with value=", act.name()),
             (_, Some(_)) => {
                 same!(vm.probe(&act)?, act.other, "what the guest has after {} with value=", act.name())
             }
@@ -287,10 +293,10 @@ impl Vm {
     /// Whether the contract has this action for the act's kind and way.
     fn contract_has(&self, act: &Act, action: &str) -> bool {
         match (action, act.kind, act.way) {
-            ("deny", "interrupt" | "breakpoint", _) => true,
-            ("deny", "cpuid" | "guest_request" | "singlestep", _) => false,
+            ("deny", "interrupt" | "breakpoint" | "guest_request", _) => true,
+            ("deny", "cpuid" | "singlestep", _) => false,
             ("deny", _, way) => way == "to",
-            ("value", "interrupt" | "breakpoint" | "descriptor" | "guest_request" | "singlestep", _) => false,
+            ("value", "interrupt" | "breakpoint" | "descriptor" | "singlestep", _) => false,
             _ => true,
         }
     }
@@ -300,8 +306,7 @@ impl Vm {
         &self,
         vcpu: u64,
         before: &vmtree_guest::Counters,
-    ) -> Result<std::collections::BTreeMap<vmtree_guest::mailbox::Counter, u64>, String> {
-        use vmtree_guest::mailbox::Counter;
+    ) -> Result<BTreeMap<Counter, u64>, String> {
         let mut counted = self.counters(vcpu)?.since(before);
         counted.retain(|counter, _| ![Counter::Heartbeat, Counter::Ticks].contains(counter));
         Ok(counted)

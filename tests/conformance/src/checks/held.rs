@@ -40,6 +40,12 @@ pub const CHECKS: &[Check] = &[
         run: reverse,
     },
     Check {
+        name: "held-two-kinds",
+        needs: &["event breakpoint", "event interrupt"],
+        about: "one int3 raises both its kinds, one after the other, each held and answered on its own",
+        run: two_kinds,
+    },
+    Check {
         name: "held-others-run",
         needs: EVENTS,
         about: "while one vCPU is held the others work",
@@ -192,6 +198,29 @@ fn reverse(vm: &Vm) -> Checked {
     }
     drop(pipe);
     acts.iter().try_for_each(|act| vm.restore(act))
+}
+
+fn two_kinds(vm: &Vm) -> Checked {
+    use vmtree_guest::mailbox::{Op, Site};
+    let _quiet = vm.quiet()?;
+    let at = vm.mailbox.site(Site::Int3).map_err(|error| error.to_string())?;
+    for (answers, taken) in [(["continue", "continue"], 1), (["continue", "deny"], 0), (["deny", ""], 0)] {
+        let before = vm.counter(0, Counter::Breakpoints)?;
+        let mut pipes =
+            [vm.control("events/breakpoint,vcpu=0")?, vm.control("events/interrupt,vcpu=0,vector=3")?];
+        let posted = vm.post(0, &(Op::Int3, vec![1]))?;
+        for (pipe, answer) in pipes.iter_mut().zip(answers).filter(|(_, answer)| !answer.is_empty()) {
+            let record = pipe.held()?;
+            same!(record.get("rip")?, at, "rip= of {record:?}");
+            vm.stands(&posted, "at an int3 that is held")?;
+            pipe.answer(&record, answer)?;
+        }
+        vm.end(&posted)?;
+        pipes.iter_mut().try_for_each(Pipe::nothing_yet)?;
+        let counted = vm.counter(0, Counter::Breakpoints)? - before;
+        same!(counted, taken, "breakpoints that the guest took, answered {answers:?}");
+    }
+    Ok(())
 }
 
 fn others_run(vm: &Vm) -> Checked {

@@ -121,6 +121,7 @@ const LIES: &[Lie] = &[
     ("held-timeout", None),
     ("held-close", None),
     ("held-reverse", None),
+    ("held-two-kinds", None),
     ("held-others-run", None),
     ("held-pause", None),
     ("held-registers", None),
