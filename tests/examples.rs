@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use common::live::{Live, has};
 use common::wait_until;
-use vmtree_guest::{Mailbox, Outcome};
 use vmtree_guest::layout::{CODE, GREETING, SCRATCH};
 use vmtree_guest::mailbox::{Counter, Op};
+use vmtree_guest::{Mailbox, Outcome};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -169,7 +169,8 @@ fn kinds_are_counted_by_jq() {
     let Some(live) = mounted("kinds.sh", &["bash", "jq"]) else { return };
     guest(&live);
     let lines = Script::start(&live, "kinds.sh", &["20000"]).lines();
-    let sum: u64 = lines.iter().map(|line| line.trim().split(' ').next().unwrap().parse::<u64>().unwrap()).sum();
+    let sum: u64 =
+        lines.iter().map(|line| line.trim().split(' ').next().unwrap().parse::<u64>().unwrap()).sum();
     assert!(sum <= 20_000 && sum > 15_000, "{lines:?}");
     for kind in ["vCPU 0 cr3", "vCPU 1 cr8", "vCPU 0 interrupt", "vCPU 1 singlestep"] {
         assert!(lines.iter().any(|line| line.ends_with(kind)), "{kind} in {lines:?}");

@@ -311,6 +311,33 @@ fn virtual_memory_that_is_not_mapped_is_refused_in_words() {
 }
 
 #[test]
+fn views_permissions_and_injections_refuse_what_makes_no_sense() {
+    let Some(live) = Live::mount("views and events", "emu:ram=64M", "") else { return };
+    fs::create_dir(live.path("views/hooks")).unwrap();
+    for (file, text, error, words) in [
+        ("view", "nosuch", EINVAL, "no view nosuch"),
+        ("vcpu/0/view", "a b", EINVAL, "one view"),
+        ("views/0/access", "0x1000-0x3000", EINVAL, "'0x1000-0x3000'"),
+        ("views/0/access", "0x1000-0x3000 rwz", EINVAL, "'rwz'"),
+        ("views/0/access", "0x1000-0x3000 -w-", EINVAL, "write without read"),
+        ("views/0/access", "0x1000-0x2fff r--", EINVAL, ""),
+        ("views/hooks/remap", "0x7000", EINVAL, "'0x7000'"),
+        ("views/hooks/remap", "0x7001 copy", EINVAL, ""),
+        ("views/hooks/remap", "0xfee00000 copy", EIO, ""),
+        ("vcpu/0/inject", "pf", EINVAL, "pf needs"),
+        ("vcpu/0/inject", "interrupt 256", ERANGE, "8 bits"),
+    ] {
+        let shown = (live.text("view"), live.text("views/0/access"), live.text("views/hooks/remap"));
+        refused(&live, file, error, words, || live.write(file, text));
+        assert_eq!((live.text("view"), live.text("views/0/access"), live.text("views/hooks/remap")), shown);
+    }
+    for name in ["a b", &"x".repeat(33)] {
+        let path = format!("views/{name}");
+        refused(&live, &path.replace(' ', "\\040"), EINVAL, "1 to 32", || fs::create_dir(live.path(&path)));
+    }
+}
+
+#[test]
 fn opens_in_a_direction_that_a_file_has_not() {
     let Some(live) = Live::mount("open modes", "emu:ram=64M", "") else { return };
     for name in ["README", "info", "capabilities", "errors", "cache", "mem.map", "state", "vcpu/0/state"] {

@@ -22,7 +22,7 @@ const STEPS: &[Step] = &[
     step("What this machine is.", "cat info"),
     step("Its physical memory, range by range.", "cat mem.map"),
     step("Its registers, taken at one instant.", "head -n 8 vcpu/0/regs/all"),
-    step("It runs: its time stamp counter moves.", "cat vcpu/0/regs/tsc; cat vcpu/0/regs/tsc"),
+    step("It runs: its time stamp counter moves.", "cat vcpu/0/regs/tsc; sleep 0.1; cat vcpu/0/regs/tsc"),
     step(
         "Memory is a file, its offset the guest's physical address. At 0x201000 lies a greeting.",
         "od -A x -t x1z -j 0x201000 -N 32 mem",
@@ -32,6 +32,20 @@ const STEPS: &[Step] = &[
         r"printf 'files all the way down\0' | dd of=mem seek=$((0x201000)) oflag=seek_bytes conv=notrunc status=none",
     ),
     step("It noticed, and answered at 0x202000.", "sleep 0.3; od -A x -t x1z -j 0x202000 -N 32 mem"),
+    step("Events are pipes: the next two switches of address space.", "cat events/cr3 | head -n 2"),
+    step(
+        "A wall around the page of the answers: the guest's writes to it are dropped.",
+        "echo '0x202000-0x203000 r-x deny' > views/0/access; cat views/0/access",
+    ),
+    step(
+        "So this greeting gets no answer: the old one stays.",
+        r"printf 'anybody there?\0' | dd of=mem seek=$((0x201000)) oflag=seek_bytes conv=notrunc status=none; \
+  sleep 0.3; od -A x -t x1z -j 0x202000 -N 32 mem",
+    ),
+    step(
+        "The writes that met the wall, with nobody there to decide on them.",
+        "grep slat events/stats; echo reset > views/0/access",
+    ),
     step("Control is a file, too.", "echo pause > ctl; cat state"),
     step("Paused, it stands still.", "cat vcpu/0/regs/tsc; cat vcpu/0/regs/tsc"),
     step("And on it goes.", "echo resume > ctl; cat state"),

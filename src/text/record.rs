@@ -29,7 +29,7 @@ use crate::events::record::{Item, Record};
 
 mod reader;
 
-pub use reader::Reader;
+pub use self::reader::Reader;
 
 const OP: &str = "read binary record";
 

@@ -16,8 +16,7 @@ pub type ViewOf<'a> = &'a dyn Fn(&str) -> Option<ViewId>;
 /// Reads answers, a line each: the number of the event and what becomes of it. At least one, each event once.
 ///
 /// # Errors
-/// [`ErrorKind::Invalid`] for bad text, [`ErrorKind::OutOfRange`] for a number too large, [`ErrorKind::NotFound`] for a
-/// view that is not there.
+/// [`ErrorKind::Invalid`] for bad text and a view that is not there, [`ErrorKind::OutOfRange`] for a number too large.
 pub fn parse(text: &str, arch: Arch, view_of: ViewOf<'_>) -> Result<Vec<(u64, Verdict)>> {
     let mut answers = Vec::new();
     let mut seen = BTreeSet::new();
@@ -116,7 +115,7 @@ fn deny_cure(event: &Event) -> Option<&'static str> {
         (Detail::Slat { .. }, _) => None,
         (Detail::Descriptor { .. }, Way::From) => Some("use inject or set rip="),
         (_, Way::From) | (Detail::Cpuid { .. }, _) => Some("use value=, inject or set rip="),
-        (Detail::SingleStep | Detail::GuestRequest, _) => Some("use continue, inject or set rip="),
+        (Detail::SingleStep, _) => Some("use continue, inject or set rip="),
         _ => None,
     }
 }
@@ -124,7 +123,8 @@ fn deny_cure(event: &Event) -> Option<&'static str> {
 /// How many bits a `value=` may have; what to answer instead where there is no value.
 fn value_bits(event: &Event) -> std::result::Result<u32, &'static str> {
     match (&event.detail, event.way()) {
-        (Detail::Control(_) | Detail::Debug { .. } | Detail::Msr { .. }, _) => Ok(64),
+        // A request's value is what it leaves in RAX.
+        (Detail::Control(_) | Detail::Debug { .. } | Detail::Msr { .. } | Detail::GuestRequest, _) => Ok(64),
         (Detail::Slat { .. }, Way::Execute) => Err("use inject, set rip= or view="),
         (Detail::Slat { .. } | Detail::Cpuid { .. }, _) => Ok(128),
         (Detail::Io { bytes, .. }, _) => Ok(8 * u32::from(*bytes)),

@@ -72,7 +72,7 @@ fn refuses_the_rest_by_name() {
         let error = read(text).unwrap_err();
         assert!(error.kind() == ErrorKind::Invalid && error.why().contains(named), "{text}: {error}");
     }
-    assert_eq!(read("7 deny\n8 view=gone").unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(read("7 deny\n8 view=gone").unwrap_err().kind(), ErrorKind::Invalid);
     for text in [
         "0x10000000000000000 deny",
         "7 value=0x100000000000000000000000000000000",
@@ -117,7 +117,7 @@ fn the_table_of_deny_and_value_is_the_contract_s() {
         (event(EventKind::Descriptor, descriptor(Way::To)), true, None),
         (event(EventKind::Descriptor, descriptor(Way::From)), false, None),
         (event(EventKind::SingleStep, Detail::SingleStep), false, None),
-        (event(EventKind::GuestRequest, Detail::GuestRequest), false, None),
+        (event(EventKind::GuestRequest, Detail::GuestRequest), true, Some(64)),
     ] {
         assert_eq!(allowed(&Verdict::Deny, &event).is_ok(), deny, "{event:?}");
         assert_eq!(allowed(&Verdict::Value(0), &event).is_ok(), value.is_some(), "{event:?}");

@@ -11,7 +11,6 @@ mod hub;
 mod machine;
 mod mock;
 #[path = "../faults/mounted.rs"]
-#[allow(dead_code)]
 mod mounted;
 mod trip;
 

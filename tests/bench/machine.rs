@@ -108,7 +108,8 @@ pub fn run() -> bool {
 fn rate(machine: &Machine) {
     for format in ["text", "binary"] {
         const EVENTS: u64 = 300_000;
-        let mut file = File::open(machine.path(&format!("events/cr3,dir=to,format={format}"))).expect("events/cr3");
+        let mut file =
+            File::open(machine.path(&format!("events/cr3,dir=to,format={format}"))).expect("events/cr3");
         let begun = Instant::now();
         let switches = machine.switches(EVENTS);
         let (mut buf, mut records, mut width) = (vec![0; 1 << 20], 0, 0);

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use vmtree_api::events::Verdict;
 
@@ -30,9 +30,7 @@ fn the_unmount_lets_go_and_ends_every_reader() {
         control.read_to_end(&mut all).map(|_| all)
     });
     let script = lab.script.clone();
-    let begun = Instant::now();
     lab.end();
-    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
     assert_eq!(controller.join().unwrap().unwrap().split(|byte| *byte == b'\n').count(), 3);
     assert_eq!(script.verdicts(2), [(0, Verdict::Continue), (1, Verdict::Continue)]);
     for reader in readers {

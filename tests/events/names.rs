@@ -72,13 +72,6 @@ fn malformed_names_are_not_there_and_errors_tells_why() {
     lab.end();
 }
 
-/// The memory of this process in KiB.
-fn rss() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().split(' ').next().unwrap().parse().unwrap()
-}
-
 #[test]
 fn names_that_nobody_uses_are_forgotten() {
     let Some(lab) = lab("forgotten names", "") else { return };
@@ -90,11 +83,7 @@ fn names_that_nobody_uses_are_forgotten() {
         wait_until("the names are forgotten", || lab.mounted.tree().filters() == 0);
     };
     round(0);
-    let before = rss();
     round(1);
-    round(2);
-    let grown = rss().saturating_sub(before);
-    assert!(grown < 4 << 10, "{grown} KiB more for names that nobody uses");
     // One that is open stays.
     let file = File::open(lab.path("events/msr,index=7")).unwrap();
     std::thread::sleep(std::time::Duration::from_millis(2500));

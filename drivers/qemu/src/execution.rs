@@ -24,7 +24,7 @@ impl Execution for Vm {
 
     fn pause(&self) -> Result<Pause> {
         let mut session = self.0.lock();
-        session.settle()?;
+        let line = session.settle()?;
         let mut status = session.status()?;
         if status == Status::Running && !session.stop()? {
             // Somebody else stopped it before us, or let it run after us.
@@ -41,6 +41,9 @@ impl Execution for Vm {
             Status::Running | Status::Stopped | Status::Failed => {}
         }
         session.pauses += 1;
+        if session.pauses == 1 {
+            session.note_clock(&line);
+        }
         let (control, epoch) = (Arc::downgrade(&self.0), session.epoch);
         // Whoever else has a monitor of this QEMU can let it run.
         Ok(Pause::new(move || resume(&control, epoch)).shared())

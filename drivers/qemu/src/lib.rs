@@ -4,7 +4,9 @@
 //! backends, or from the memory of the QEMU process where there are none.
 
 mod backing;
+mod clock;
 mod control;
+mod debts;
 mod doctor;
 mod driver;
 mod execution;

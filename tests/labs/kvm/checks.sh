@@ -22,7 +22,7 @@ SHARED='-object memory-backend-memfd,id=m,size=256M,share=on -machine pc,memory-
 GREETING=$((0x201000))
 REPLY=$((0x202000))
 STATE=$((0x200020))
-TICKS=$((0x200808))
+TICKS=$((0x207008))
 SLOT0=$((0x200400))
 
 host() {
@@ -180,7 +180,7 @@ registers_and_execution() {
 conformance() {
     for name in $(vmtree-conformance --list | cut -d ' ' -f 1 | grep "^$1"); do
         begun=$(cut -d. -f1 /proc/uptime)
-        said=$(timeout 100 vmtree-conformance "$mnt" --only "$name" 2>&1 | tr '|' '/')
+        said=$(timeout 150 vmtree-conformance "$mnt" --only "$name" 2>&1 | tr '|' '/')
         took="($(($(cut -d. -f1 /proc/uptime) - begun)) s)"
         case $said in
         "ok $name"*) tell "suite-$name" ok "$took" ;;

@@ -31,6 +31,11 @@ const fn reading(mode: Mode) -> Want {
     Want { paging: Use::Read, slat: Use::Read, mode }
 }
 
+/// Whether an access does not cross a page border.
+const fn in_a_page(address: u64, bytes: usize) -> bool {
+    (address & 0xfff) as usize + bytes <= 0x1000
+}
+
 impl Linear<'_> {
     /// The place of `bytes` bytes inside one page.
     #[inline]
@@ -68,12 +73,20 @@ impl Linear<'_> {
         }
     }
 
-    fn copy_out(&mut self, pieces: &Pieces, buf: &mut [u8]) {
+    #[inline]
+    fn read_wanted(&mut self, cpu: &Cpu, want: Want, address: u64, buf: &mut [u8]) -> Result<(), Exception> {
+        if in_a_page(address, buf.len()) {
+            let at = self.locate(cpu, want, address, buf.len())?;
+            self.load(at, buf);
+            return Ok(());
+        }
+        let pieces = self.pieces(cpu, want, address, buf.len())?;
         let (head, tail) = buf.split_at_mut(pieces.split);
         self.load(pieces.first, head);
         if let Some(second) = pieces.second {
             self.load(second, tail);
         }
+        Ok(())
     }
 
     fn copy_in(&mut self, pieces: &Pieces, data: &[u8]) {
@@ -89,9 +102,7 @@ impl Linear<'_> {
     /// # Errors
     /// The exception the access raises.
     pub fn read_as(&mut self, cpu: &Cpu, mode: Mode, address: u64, buf: &mut [u8]) -> Result<(), Exception> {
-        let pieces = self.pieces(cpu, reading(mode), address, buf.len())?;
-        self.copy_out(&pieces, buf);
-        Ok(())
+        self.read_wanted(cpu, reading(mode), address, buf)
     }
 
     /// Writes in a given mode: all, or nothing on an exception.
@@ -100,6 +111,11 @@ impl Linear<'_> {
     /// The exception the access raises.
     pub fn write_as(&mut self, cpu: &Cpu, mode: Mode, address: u64, data: &[u8]) -> Result<(), Exception> {
         let want = Want { paging: Use::Write, slat: Use::Write, mode };
+        if in_a_page(address, data.len()) {
+            let at = self.locate(cpu, want, address, data.len())?;
+            self.store(at, data);
+            return Ok(());
+        }
         let pieces = self.pieces(cpu, want, address, data.len())?;
         self.copy_in(&pieces, data);
         Ok(())
@@ -150,8 +166,6 @@ impl Bus for Linear<'_> {
 
     fn read_for_write(&mut self, cpu: &Cpu, address: u64, buf: &mut [u8]) -> Result<(), Exception> {
         let want = Want { paging: Use::Write, slat: Use::Read, mode: Mode::of(cpu) };
-        let pieces = self.pieces(cpu, want, address, buf.len())?;
-        self.copy_out(&pieces, buf);
-        Ok(())
+        self.read_wanted(cpu, want, address, buf)
     }
 }

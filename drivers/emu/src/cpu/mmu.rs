@@ -96,8 +96,8 @@ pub struct Slot {
     pub page: u64,
     /// The place of the frame in the view.
     pub frame: u64,
-    /// What the page tables permit.
-    pub rights: Access,
+    /// What the page tables permit, as the bits of [`Use::bit`].
+    pub rights: u8,
     /// What the view permits, as the bits of [`Use::bit`].
     pub slat: u8,
     /// Whether user mode may use it.
@@ -111,7 +111,7 @@ pub struct Slot {
 /// No page has this address: it is not aligned.
 const NONE: u64 = 1;
 const EMPTY: Slot =
-    Slot { page: NONE, frame: 0, rights: Access::NONE, slat: 0, user: false, dirty: false, global: false };
+    Slot { page: NONE, frame: 0, rights: 0, slat: 0, user: false, dirty: false, global: false };
 
 /// The translations that a vCPU remembers.
 #[derive(Debug)]
@@ -153,17 +153,18 @@ impl Tlb {
 }
 
 /// Whether the rights of a page allow an access (4.6.1).
-pub fn permitted(regs: &Registers, (rights, user): (Access, bool), want: Want) -> bool {
+#[inline]
+pub fn permitted(regs: &Registers, (rights, user): (u8, bool), want: Want) -> bool {
     let Want { paging: wanted, mode, .. } = want;
     if mode == Mode::User {
-        return user && rights.contains(wanted.access());
+        return user && rights & wanted.bit() != 0;
     }
     // Supervisor data accesses to user pages need SMAP off or, where the code itself makes them, AC set.
     let walled = user && regs.cr4 & CR4_SMAP != 0 && !(mode == Mode::Kernel && regs.rflags & RFLAGS_AC != 0);
     match wanted {
         Use::Read => !walled,
-        Use::Write => !walled && (rights.contains(Access::WRITE) || regs.cr0 & CR0_WP == 0),
-        Use::Execute => rights.contains(Access::EXECUTE) && !(user && regs.cr4 & CR4_SMEP != 0),
+        Use::Write => !walled && (rights & Use::Write.bit() != 0 || regs.cr0 & CR0_WP == 0),
+        Use::Execute => rights & Use::Execute.bit() != 0 && !(user && regs.cr4 & CR4_SMEP != 0),
     }
 }
 

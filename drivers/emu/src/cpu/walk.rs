@@ -65,13 +65,14 @@ impl Linear<'_> {
             Err(Fault::NotPresent(_)) => return Err(Exception::page(address, error)),
             Err(Fault::Reserved(_)) => return Err(Exception::page(address, error | 0b1001)),
         };
-        if !permitted(&cpu.regs, (found.rights, found.user), want) {
+        let rights = Use::bits(found.rights);
+        if !permitted(&cpu.regs, (rights, found.user), want) {
             return Err(Exception::page(address, error | 1));
         }
         let (dirty, global) = self.set_used(cpu, attempt, &found, &mut clean)?;
         let spot = self.world.slat.spot(self.trap.view, found.gpa.0);
         if clean && !self.trap.careful {
-            let Walk { rights, user, .. } = found;
+            let user = found.user;
             let page = address & !0xfff;
             self.tlb.insert(Slot {
                 page,

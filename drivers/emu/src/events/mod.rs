@@ -60,7 +60,7 @@ fn reply(machine: &Weak<Machine>, (vcpu, serial): (usize, u64), verdict: &Verdic
 impl Events {
     fn held(&self, raised: Raised) -> Held {
         let Raised { event, serial } = raised;
-        let Some(serial) = serial else { return Held::new(event, |_| Ok(())) };
+        let Some(serial) = serial else { return Held::told(event) };
         let (machine, which) = (Arc::downgrade(&self.machine), (event.vcpu.0 as usize, serial));
         Held::new(event, move |verdict| reply(&machine, which, verdict))
     }

@@ -205,7 +205,7 @@ fn a_refused_verdict_leaves_it_held() {
 #[test]
 fn a_machine_that_ends_says_so() {
     let driver = open_with(Arc::new(NoHost), 1, |a| {
-        a.mov(rax, cr3).unwrap();
+        a.mov(rax, 0x1000_u64).unwrap();
         let mut again = a.create_label();
         a.set_label(&mut again).unwrap();
         a.dec(rbx).unwrap();

@@ -4,7 +4,9 @@
 use std::time::Duration;
 
 use iced_x86::code_asm::*;
-use vmtree_api::Driver;
+use vmtree_api::events::{EventKind, Wanted, Watch};
+use vmtree_api::views::Rule;
+use vmtree_api::{Access, Driver, Gfn, ViewId};
 
 use super::bench::{V0, open, regs};
 
@@ -57,4 +59,24 @@ pub fn rate(driver: &dyn Driver) -> f64 {
 fn speed_with_nothing_armed() {
     let driver = open(1, mixed);
     eprintln!("nothing armed: {:.2} million instructions a CPU second", rate(&*driver));
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn speed_with_something_armed_that_does_not_happen() {
+    let driver = open(1, mixed);
+    let events = driver.events().unwrap();
+    let plain = rate(&*driver);
+    let watch = Watch { kind: EventKind::Cr3, way: None, vcpu: None, index: None, hold: true };
+    events.watch(&Wanted { watches: vec![watch], rules: Vec::new() }).unwrap();
+    let watched = rate(&*driver);
+    let rule = |frames, access| Rule { view: ViewId(0), frames, access, hold: true };
+    let wanted = |rule| Wanted { watches: Vec::new(), rules: vec![rule] };
+    events.watch(&wanted(rule(Gfn(0x500)..Gfn(0x501), Access::NONE))).unwrap();
+    let page = rate(&*driver);
+    events.watch(&wanted(rule(Gfn(0x400)..Gfn(0x600), Access::READ))).unwrap();
+    let range = rate(&*driver);
+    eprintln!(
+        "million instructions a CPU second: {plain:.2}, with cr3 {watched:.2}, a page {page:.2}, 2 MiB {range:.2}"
+    );
 }

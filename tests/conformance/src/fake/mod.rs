@@ -29,6 +29,8 @@ pub struct Fake {
     pub mem: fs::File,
     stop: Arc<AtomicBool>,
     guest: Option<JoinHandle<()>>,
+    /// How long anything may take; a lie is often found out by waiting.
+    pub patience: Duration,
 }
 
 /// `regs/all` of the fake's only vCPU: it idles in the kernel.
@@ -83,7 +85,7 @@ impl Fake {
         ];
         files.iter().for_each(|(name, text)| fs::write(path(name), text).unwrap());
         let stop = Arc::new(AtomicBool::new(false));
-        let mut fake = Self { folder, mem, stop, guest: None };
+        let mut fake = Self { folder, mem, stop, guest: None, patience: Duration::from_secs(1) };
         fake.show(&registers());
         fake.load();
         let (mem, stop) = (fake.mem.try_clone().unwrap(), fake.stop.clone());
@@ -154,7 +156,7 @@ impl Fake {
 
     pub fn vm(&self) -> Vm {
         let mut vm = Vm::open(self.folder.path()).unwrap();
-        vm.patience = Duration::from_secs(1);
+        vm.patience = self.patience;
         vm
     }
 }

@@ -4,6 +4,7 @@ mod guest;
 mod injected;
 mod kinds;
 mod memory;
+mod registers;
 mod state;
 mod walks;
 mod wild;
@@ -13,7 +14,8 @@ use std::time::Duration;
 use iced_x86::code_asm::{CodeAssembler, r15d};
 use vmtree_api::events::{Event, EventKind, Verdict, Watch};
 use vmtree_api::views::Rule;
-use vmtree_api::{Access, ErrorKind, Gfn, ViewId};
+use vmtree_api::x86::Reg;
+use vmtree_api::{Access, ErrorKind, Gfn, RegValue, ViewId};
 
 use super::Bench;
 use crate::cpu::Stepped;
@@ -93,6 +95,11 @@ impl Bench {
         assert_eq!(error.kind(), kind, "{error}");
         assert_eq!(self.state.step(0), Stepped::Held);
     }
+}
+
+/// Sets one register.
+pub fn word(reg: Reg, value: u64) -> Verdict {
+    Verdict::Set(vec![(reg.id(), RegValue::Word(value))])
 }
 
 /// A verdict is given to the one event that the code raises, and this is what comes of it.
