@@ -24,7 +24,7 @@ use random::{Random, seed, setting};
 use reference::*;
 
 const VCPUS: u64 = 2;
-const SEEDS: u64 = 5;
+const SEEDS: u64 = 4;
 const OPERATIONS: u64 = 500;
 const NAMES: &[&str] = &["a", "b", "c", "d"];
 /// The rights that hardware has.
