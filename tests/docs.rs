@@ -59,7 +59,7 @@ fn the_commands_of_the_tree_s_page_work() {
 
 #[test]
 fn the_commands_of_the_events_page_work() {
-    commands_work("docs/events.md", &["bash", "xxd", "strings", "jq"]);
+    commands_work("docs/events.md", &["bash", "xxd", "strings", "jq", "python3"]);
 }
 
 fn commands_work(page: &str, programs: &[&str]) {

@@ -24,7 +24,11 @@ fn at(gfn: Gfn) -> String {
 fn frame(state: &State, op: &'static str, gfn: Gfn) -> Result<()> {
     match gfn.gpa() {
         Some(gpa) if state.world.ram.holds(gpa.0, 4096) => Ok(()),
-        _ => Err(Error::new(ErrorKind::NotFound, op, format!("{} is not RAM; mem.map shows where there is", at(gfn)))),
+        _ => Err(Error::new(
+            ErrorKind::NotFound,
+            op,
+            format!("{} is not RAM; mem.map shows where there is", at(gfn)),
+        )),
     }
 }
 
