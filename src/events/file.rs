@@ -250,9 +250,13 @@ impl EventFile {
 
     fn hold_again(&self, seq: u64, back: Option<Waiting>) {
         // Not inside the call: the lock must be free when a vCPU is let go.
-        let orphan = back.and_then(|back| self.hub.control.lock().hold_again(seq, back));
+        let Some(back) = back else { return };
+        let orphan = self.hub.control.lock().hold_again(seq, back);
         if let Some(orphan) = orphan {
             orphan.let_go();
+        } else if let Err(error) = self.hub.pump_state().keep_time(&self.hub) {
+            // It waits until its file is closed.
+            log::warn!("{error}");
         }
     }
 

@@ -37,6 +37,8 @@ pub struct State {
     pub views: u32,
     /// How often `next` was called.
     pub asked: u64,
+    /// What the next call of `next` that finds nothing does before it says so.
+    pub missed: Option<Box<dyn FnOnce() + Send>>,
 }
 
 impl Mock {
@@ -136,6 +138,9 @@ impl EventSource for Mock {
             let unwatched = state.watched.last().is_none_or(|wanted| *wanted == Wanted::default());
             let until = if unwatched { Instant::now() + Duration::from_millis(1) } else { late };
             if self.more.wait_until(&mut state, until.min(late)).timed_out() {
+                let missed = state.missed.take();
+                drop(state);
+                missed.into_iter().for_each(|missed| missed());
                 return Ok(None);
             }
         }
