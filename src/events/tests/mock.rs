@@ -29,8 +29,10 @@ pub struct State {
     pub watched: Vec<Wanted>,
     /// What was answered to events that waited, in order.
     pub answers: Vec<(Event, Verdict)>,
-    /// How `watch` fails.
+    /// How `watch` and `destroy` fail.
     pub fails: Option<ErrorKind>,
+    /// Whether `watch` alone fails.
+    pub deaf: bool,
     /// The actions that are refused when they are tried.
     pub refuses: Vec<Action>,
     pub gone: bool,
@@ -115,6 +117,9 @@ impl EventSource for Mock {
         if let Some(kind) = state.fails {
             return Err(Error::new(kind, "watch", "as the test wants it"));
         }
+        if state.deaf {
+            return Err(Error::new(ErrorKind::Io, "watch", "as the test wants it"));
+        }
         state.watched.push(wanted.clone());
         if *wanted == Wanted::default() {
             // Whoever waits for an event need not wait on.
@@ -174,10 +179,13 @@ impl Views for Mock {
         Ok(ViewId(state.views))
     }
     fn destroy(&self, _view: ViewId) -> Result<(), Error> {
-        match self.state().fails {
-            Some(kind) => Err(Error::new(kind, "destroy", "as the test wants it")),
-            None => Ok(()),
+        let mut state = self.state();
+        if let Some(kind) = state.fails {
+            return Err(Error::new(kind, "destroy", "as the test wants it"));
         }
+        // The number of the last one is given again.
+        state.views -= 1;
+        Ok(())
     }
     fn remap(&self, _view: ViewId, _gfn: Gfn, _to: Remap) -> Result<(), Error> {
         Ok(())
