@@ -14,8 +14,6 @@ impl Hub {
     pub(super) fn taken(&self, held: Held) {
         let time = (self.clock)();
         let event = *held.event();
-        let stats = self.stats.of(event.kind);
-        stats.raised.add(1);
         let wall = self.wall(&event);
         let seq = self.stream.lock().number();
         let record = Record { seq, time, event };
@@ -24,6 +22,7 @@ impl Hub {
             let_go(held, wall);
         }
         self.stream.lock().publish(record, &mut wakers);
+        self.stats.of(event.kind).raised.add(1);
         wake(wakers);
     }
 

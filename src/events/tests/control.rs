@@ -31,10 +31,13 @@ fn one_file_at_a_time_controls_an_event() {
     mount.try_open(access(Access::EXECUTE), Mode::Control).unwrap();
     drop(write);
     // A release while another waits for it.
+    let (ready, begun) = std::sync::mpsc::channel();
     let closing = std::thread::spawn(move || {
-        std::thread::sleep(Duration::from_millis(30));
+        ready.send(()).unwrap();
+        std::thread::sleep(Duration::from_millis(5));
         drop(zero);
     });
+    begun.recv().unwrap();
     let again = mount.try_open(vcpu(0), Mode::Control).unwrap();
     closing.join().unwrap();
     mount.mock.raise(cr3(1, 1));
