@@ -102,8 +102,7 @@ impl Client {
         let (mut heard, mut beat) = (Instant::now(), Instant::now());
         loop {
             loop {
-                match splitter
-                    .next()
+                match splitter.frame()
                     .and_then(|frame| frame.map(|(kind, body)| ToClient::decode(kind, body)).transpose())
                 {
                     Ok(None) => break,
@@ -286,7 +285,7 @@ fn greeting(line: &dyn Line, splitter: &mut Splitter) -> Result<Hello, String> {
                 _ => return Err(error.to_string()),
             },
         }
-        let Some((kind, body)) = splitter.next().map_err(|malformed| malformed.to_string())? else {
+        let Some((kind, body)) = splitter.frame().map_err(|malformed| malformed.to_string())? else {
             continue;
         };
         return match ToClient::decode(kind, body).map_err(|malformed| malformed.to_string())? {

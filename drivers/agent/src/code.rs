@@ -58,7 +58,7 @@ impl<'a> Reader<'a> {
     pub fn text(&mut self) -> Result<String> {
         let count = self.u16()?;
         let bytes = self.bytes(usize::from(count))?;
-        Ok(String::from_utf8(bytes.to_vec()).map_err(|_| Malformed("a text is not UTF-8"))?)
+        String::from_utf8(bytes.to_vec()).map_err(|_| Malformed("a text is not UTF-8"))
     }
 
     /// How many rows of `size` bytes follow: a count of four bytes, which the message must be long enough for.

@@ -22,6 +22,8 @@ pub mod flag {
     pub const PAGE_WALK: u16 = 32;
     /// interrupt: more than one vector has this handler, and the one told is the first of them.
     pub const AMBIGUOUS: u16 = 64;
+    /// io: a string instruction, whose data are in memory.
+    pub const STRING: u16 = 128;
 }
 
 /// An event, with the registers that an observer needs. What `index`, `extra`, `a` and `b` are depends on the kind:

@@ -41,7 +41,7 @@ impl Splitter {
     ///
     /// # Errors
     /// The stream is no stream of frames; it is of no use from here on.
-    pub fn next(&mut self) -> Result<Option<(u16, &[u8])>, Malformed> {
+    pub fn frame(&mut self) -> Result<Option<(u16, &[u8])>, Malformed> {
         let rest = self.bytes.get(self.taken..).unwrap_or_default();
         let Some((header, rest)) = rest.split_first_chunk::<HEADER>() else { return Ok(None) };
         let [l0, l1, l2, l3, k0, k1, z0, z1] = *header;

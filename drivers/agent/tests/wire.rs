@@ -127,7 +127,7 @@ fn frames(bytes: &[u8], piece: usize) -> Vec<(u16, Vec<u8>)> {
     let mut found = Vec::new();
     for piece in bytes.chunks(piece) {
         splitter.add(piece);
-        while let Ok(Some((kind, body))) = splitter.next() {
+        while let Ok(Some((kind, body))) = splitter.frame() {
             found.push((kind, body.to_vec()));
         }
     }

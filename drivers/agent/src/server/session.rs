@@ -59,7 +59,7 @@ fn take(
     splitter: &mut Splitter,
     greeted: &mut bool,
 ) -> Result<(), Malformed> {
-    while let Some((kind, body)) = splitter.next()? {
+    while let Some((kind, body)) = splitter.frame()? {
         let message = ToAgent::decode(kind, body)?;
         match message {
             ToAgent::Hello { version: VERSION } if !*greeted => {
