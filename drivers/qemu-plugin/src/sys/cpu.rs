@@ -16,7 +16,10 @@ const NAMES: [&str; 33] = [
     "k_gs_base",
 ];
 
-/// QEMU's handle of each register, or 0. The same for every vCPU.
+/// Of a register that this QEMU has not. Handles are opaque, and null is one.
+const ABSENT: usize = usize::MAX;
+
+/// QEMU's handle of each register. The same for every vCPU.
 static HANDLES: OnceLock<[usize; NAMES.len()]> = OnceLock::new();
 
 /// The vCPU whose callback this is.
@@ -88,7 +91,7 @@ fn bytes<T>(with: impl FnOnce(&Bytes) -> Option<T>) -> Option<T> {
 
 fn handle(reg: Reg) -> Option<*mut c_void> {
     let handle = *HANDLES.get()?.get(reg as usize)?;
-    (handle != 0).then_some(handle as *mut c_void)
+    (handle != ABSENT).then_some(handle as *mut c_void)
 }
 
 impl Cpu {
@@ -195,7 +198,7 @@ fn succeeded(result: i32) -> bool {
 }
 
 fn look_up() -> [usize; NAMES.len()] {
-    let mut handles = [0; NAMES.len()];
+    let mut handles = [ABSENT; NAMES.len()];
     // SAFETY: on a vCPU's thread, says the caller.
     let Some(array) = table().registers.map(|registers| unsafe { registers() }) else { return handles };
     if array.is_null() {

@@ -42,11 +42,12 @@ impl Line for Socket {
     }
 }
 
-/// Where cargo puts the library: beside this test's own folder.
+/// The library that was built last: cargo puts it beside this test, or a folder up where it was asked for by name.
 pub fn library() -> PathBuf {
     let deps = std::env::current_exe().unwrap().parent().unwrap().to_owned();
-    let found = deps.parent().unwrap().join("libvmtree_qemu.so");
-    if found.is_file() { found } else { deps.join("libvmtree_qemu.so") }
+    let places = [deps.join("libvmtree_qemu.so"), deps.parent().unwrap().join("libvmtree_qemu.so")];
+    let made = |path: &PathBuf| fs::metadata(path).and_then(|found| found.modified()).ok();
+    places.into_iter().max_by_key(made).unwrap()
 }
 
 /// Major and minor of the QEMU in PATH.
