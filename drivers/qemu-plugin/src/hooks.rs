@@ -128,6 +128,8 @@ fn tell_or_wait(plugin: &Arc<Plugin>, cpu: &mut Cpu, event: Event, hold: bool) {
 pub fn discontinued(cpu: &mut Cpu, kind: i32, from: u64, to: u64) {
     let Some(plugin) = plugin() else { return };
     come_by(plugin);
+    let delivery = plugin.tracked(cpu.vcpu, |tracked| tracked.deliveries.see(kind, from, to)).flatten();
+    let Some(delivery) = delivery else { return };
     if let Some(fault) = plugin.faults.take(from) {
         act::patch(cpu, &fault);
         return;
@@ -135,7 +137,7 @@ pub fn discontinued(cpu: &mut Cpu, kind: i32, from: u64, to: u64) {
     if !plugin.wants(Kind::Interrupt) {
         return;
     }
-    let event = plugin.tracked(cpu.vcpu, |tracked| interrupts::event(cpu, tracked, kind, from, to)).flatten();
+    let event = plugin.tracked(cpu.vcpu, |tracked| interrupts::event(cpu, tracked, delivery, from, to)).flatten();
     let Some(event) = event else { return };
     let hold = plugin.armed().wants(Kind::Interrupt, Way::Once, cpu.vcpu, event.index & 0xff);
     if let Some(hold) = hold {

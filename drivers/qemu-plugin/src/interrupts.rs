@@ -21,6 +21,45 @@ mod kind {
 /// QEMU's `QEMU_PLUGIN_DISCON_EXCEPTION`.
 const EXCEPTION: i32 = 2;
 
+/// A delivery: of an exception (or a software interrupt), or of an interrupt from outside.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Delivery {
+    /// The instruction at `from` caused it.
+    Exception,
+    /// It came from outside.
+    Interrupt,
+}
+
+/// Makes one delivery of what QEMU tells. It tells of an exception twice: as an exception when it is raised, where nothing
+/// has moved yet, and as an interrupt when it has been delivered; of an interrupt from outside only the latter.
+#[derive(Default)]
+pub struct Deliveries {
+    /// Where an exception was raised that is not delivered yet.
+    raised: Option<u64>,
+    /// An exception that was told when it had been delivered: not to be told again.
+    told: Option<(u64, u64)>,
+}
+
+impl Deliveries {
+    /// What a discontinuity is; `None` where it is not a delivery, or not a new one.
+    pub fn see(&mut self, kind: i32, from: u64, to: u64) -> Option<Delivery> {
+        let (raised, told) = (self.raised.take(), self.told.take());
+        match (kind == EXCEPTION, from == to) {
+            (true, true) => {
+                self.raised = Some(from);
+                None
+            }
+            (true, false) => {
+                self.told = Some((from, to));
+                Some(Delivery::Exception)
+            }
+            (false, _) if told == Some((from, to)) => None,
+            (false, _) if raised == Some(from) => Some(Delivery::Exception),
+            (false, _) => Some(Delivery::Interrupt),
+        }
+    }
+}
+
 /// LMA of EFER.
 const LONG_MODE: u64 = 1 << 10;
 
@@ -130,15 +169,15 @@ fn exception_type(cpu: &dyn Vcpu, from: u64, vector: u8) -> u32 {
 
 /// The event of a delivery that went from `from` to the handler at `to`; `None` outside long mode, or where no vector
 /// has that handler.
-pub fn event(cpu: &dyn Vcpu, tracked: &mut Tracked, discontinuity: i32, from: u64, to: u64) -> Option<Event> {
+pub fn event(cpu: &dyn Vcpu, tracked: &mut Tracked, delivery: Delivery, from: u64, to: u64) -> Option<Event> {
     if cpu.get(Reg::Efer) & LONG_MODE == 0 {
         return None;
     }
     let (vector, only) = vector(cpu, tracked, to)?;
     let mut event = Event::new(Kind::Interrupt, Way::Once, cpu.number());
     (event.rip, event.cr3) = (from, cpu.get(Reg::Cr3));
-    let kind = match (discontinuity, vector) {
-        (EXCEPTION, _) => exception_type(cpu, from, vector),
+    let kind = match (delivery, vector) {
+        (Delivery::Exception, _) => exception_type(cpu, from, vector),
         (_, 2) => kind::NMI,
         _ => kind::EXTERNAL,
     };
@@ -157,4 +196,25 @@ pub fn event(cpu: &dyn Vcpu, tracked: &mut Tracked, discontinuity: i32, from: u6
         event.flags |= flag::CR2;
     }
     Some(event)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_delivery_counts_once() {
+        let mut seen = Deliveries::default();
+        // Raised, then delivered.
+        assert_eq!(seen.see(2, 7, 7), None);
+        assert_eq!(seen.see(1, 7, 100), Some(Delivery::Exception));
+        // From outside.
+        assert_eq!(seen.see(1, 7, 100), Some(Delivery::Interrupt));
+        // Told both ways after its delivery.
+        assert_eq!(seen.see(2, 8, 100), Some(Delivery::Exception));
+        assert_eq!(seen.see(1, 8, 100), None);
+        // Raised and lost, then another from outside.
+        assert_eq!(seen.see(2, 9, 9), None);
+        assert_eq!(seen.see(1, 10, 100), Some(Delivery::Interrupt));
+    }
 }

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use crate::interrupts::Deliveries;
+
 /// A vCPU's hidden registers, as its own instructions left them.
 pub struct Tracked {
     /// The base of the interrupt descriptor table and its limit, where one was loaded.
@@ -13,6 +15,8 @@ pub struct Tracked {
     msr: HashMap<u32, u64>,
     /// Where each handler's vector was found last.
     pub vectors: HashMap<u64, u8>,
+    /// What QEMU has told of interrupts and exceptions.
+    pub deliveries: Deliveries,
 }
 
 /// The most MSRs that are kept.
@@ -22,7 +26,7 @@ impl Default for Tracked {
     fn default() -> Self {
         // The values after reset: Intel SDM volume 3A, table 10-1, and volume 4 for the MSRs.
         let msr = HashMap::from([(0x1b, 0xfee0_0900), (0x277, 0x0007_0406_0007_0406)]);
-        Self { idt: None, dr: [0, 0, 0, 0, 0, 0, 0xffff_0ff0, 0x400], xcr0: 1, msr, vectors: HashMap::new() }
+        Self { idt: None, dr: [0, 0, 0, 0, 0, 0, 0xffff_0ff0, 0x400], xcr0: 1, msr, vectors: HashMap::new(), deliveries: Deliveries::default() }
     }
 }
 
