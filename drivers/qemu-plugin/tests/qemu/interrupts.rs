@@ -36,8 +36,9 @@ fn each_delivery_is_told_once_with_its_vector_type_and_error_code() {
     let events = all(&client);
     let (faults, traps) = (vectors(&events, 14), vectors(&events, 3));
     let (soft, ipis) = (vectors(&events, word(header::SOFT_VECTOR)), vectors(&events, word(header::IPI_VECTOR)));
-    assert_eq!(faults.len(), count(Counter::PageFaults));
-    assert!(!faults.is_empty() && faults.iter().all(|event| kind(event) == 2 && event.flags & flag::CR2 != 0));
+    assert_eq!(faults.len(), count(Counter::PageFaults), "{faults:x?} {counted:?}");
+    assert!(faults.len() >= 4, "{faults:x?} {counted:?}");
+    assert!(faults.iter().all(|event| kind(event) == 2 && event.flags & flag::CR2 != 0), "{faults:x?}");
     let lazy = word(header::USER_LAZY);
     assert!(faults.iter().all(|event| (lazy..lazy + 0x4000).contains(&event.b)), "{faults:x?}");
     assert!(faults.iter().all(|event| event.flags & flag::ERROR != 0 && event.extra & 4 == 4), "{faults:x?}");
