@@ -1,5 +1,6 @@
 //! The driver: opened by a SOURCE, it offers memory, and says what is missing.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -10,11 +11,13 @@ use vmtree_api::{
     Arch, Driver, Error, ErrorKind, Execution, Facts, Host, Memory, Missing, Registers, Result, Source,
 };
 
+use crate::agent::{Agent, Place, Plugin, place};
 use crate::control::Control;
 use crate::execution::Vm;
 use crate::find::{self, Found};
 use crate::keeper::Keeper;
 use crate::memory::GuestMemory;
+use crate::process::Process;
 use crate::qmp::Qmp;
 use crate::registers::{self, Access};
 use crate::source::Target;
@@ -26,6 +29,8 @@ const OP: &str = "open qemu";
 struct Qemu {
     facts: Facts,
     memory: Arc<GuestMemory>,
+    /// Dropped before the rest: it lets go of what it holds, so that QEMU can be stopped and let go on.
+    agent: std::result::Result<Agent, Missing>,
     /// Dropped, it stops waiting for QEMU's end.
     _watch: Watch,
     registers: Arc<Access>,
@@ -41,9 +46,10 @@ struct Qemu {
 /// [`ErrorKind::Invalid`] for a target or an option that makes no sense, [`ErrorKind::NotFound`] if there is no such
 /// QEMU, [`ErrorKind::Busy`] if another client holds its monitor, [`ErrorKind::Denied`] if its memory is closed to
 /// us, [`ErrorKind::Unsupported`] if its guest is no x86-64 one or it has no QMP socket.
-pub fn open(source: Source, host: Arc<dyn Host>) -> Result<Box<dyn Driver>> {
+pub fn open(mut source: Source, host: Arc<dyn Host>) -> Result<Box<dyn Driver>> {
     let target = Target::parse(&source.target)?;
-    source.finish(&[])?;
+    let agent = source.take("agent");
+    source.finish(&["agent"])?;
     let Found { pid, qmp } = find::connect(&target)?;
     // QEMU answers after this, so the process that is opened here is the one that answers.
     let process = watch::open(pid)?;
@@ -56,11 +62,15 @@ pub fn open(source: Source, host: Arc<dyn Host>) -> Result<Box<dyn Driver>> {
     let control = Arc::new(Control::new(qmp, Arc::clone(&ended))?);
     let with_gdb = registers::can_have_gdb(&*control.lock().settle()?)?;
     let kvm = facts.extra.contains(&("accelerator", "kvm".to_owned()));
-    let registers = Arc::new(Access::new(Arc::clone(&control), pid, with_gdb, kvm));
+    let agent = find_agent(pid, agent.as_deref(), &facts, &memory, &ended)?;
+    facts.extra.push(("agent", told(&agent)));
+    let holds = agent.as_ref().ok().map(|agent| Arc::clone(agent.holds()));
+    control.lock().holds.clone_from(&holds);
+    let registers = Arc::new(Access::new(Arc::clone(&control), pid, with_gdb, kvm).with(holds));
     let mut keeper = Keeper::new(pid, &control, Arc::clone(&memory), Arc::clone(&ended), Arc::clone(&host));
     let watch = Watch::start(process, ended, host, move || keeper.tick())?;
     let execution = Vm(control, Arc::clone(&registers));
-    Ok(Box::new(Qemu { facts, memory, _watch: watch, registers, execution }))
+    Ok(Box::new(Qemu { agent, facts, memory, _watch: watch, registers, execution }))
 }
 
 fn facts(qmp: &Qmp, pid: u32) -> Result<Facts> {
@@ -111,7 +121,7 @@ impl Driver for Qemu {
     }
 
     fn events(&self) -> std::result::Result<&dyn EventSource, Missing> {
-        Err(later("events, through a TCG plugin"))
+        self.agent.as_ref().map(|agent| agent as &dyn EventSource).map_err(Clone::clone)
     }
 
     fn views(&self) -> std::result::Result<&dyn Views, Missing> {
@@ -121,10 +131,50 @@ impl Driver for Qemu {
     }
 
     fn injection(&self) -> std::result::Result<&dyn Injection, Missing> {
-        Err(later("injection"))
+        Err(match &self.agent {
+            Ok(_) => Missing::new("QEMU's plugin interface injects only into a vCPU that waits at an event")
+                .cure("answer an event with 'SEQ inject ...'"),
+            Err(missing) => missing.clone(),
+        })
     }
 }
 
-fn later(what: &str) -> Missing {
-    Missing::new(format!("{what}: not built yet in the qemu driver")).cure("it comes with a later release")
+/// The agent in QEMU, or why there is none. One that the user names must be there.
+///
+/// # Errors
+/// Those of [`Agent::connect`] for the one that is named, and [`ErrorKind::NotFound`] where it is another process's.
+fn find_agent(
+    pid: u32,
+    named: Option<&str>,
+    facts: &Facts,
+    memory: &Arc<GuestMemory>,
+    ended: &Arc<AtomicBool>,
+) -> Result<std::result::Result<Agent, Missing>> {
+    let connect = |path: &Path| Agent::connect(path, Arc::clone(memory) as Arc<dyn Memory>, Arc::clone(ended));
+    let process = Process::read(pid);
+    if let Some(path) = named {
+        let path = std::path::absolute(path).unwrap_or_else(|_| PathBuf::from(path));
+        if process.is_ok_and(|process| path.exists() && !process.listens_at(&path)) {
+            let why = format!("agent={}: process {pid} does not listen there", path.display());
+            return Err(Error::new(ErrorKind::NotFound, OP, why));
+        }
+        return connect(&path).map(Ok);
+    }
+    let plugin = Plugin::for_vm(facts.name.as_deref());
+    Ok(match process.map_or(Place::None, |process| place(&process)) {
+        Place::At(path) => connect(&path).map_err(|error| Missing::new(format!("no events: {}", error.why()))),
+        Place::None if facts.extra.contains(&("accelerator", "kvm".to_owned())) => {
+            let why = "events come from a plugin, which QEMU takes under TCG alone, and this VM runs under KVM";
+            Err(Missing::new(why).cure(format!("for events {} and -accel tcg", plugin.cure())))
+        }
+        Place::None => Err(Missing::new("this QEMU was started without vmtree's plugin").cure(plugin.cure())),
+    })
+}
+
+/// The agent in the words of `info`.
+fn told(agent: &std::result::Result<Agent, Missing>) -> String {
+    match agent {
+        Ok(agent) => agent.name(),
+        Err(missing) => format!("no: {missing}"),
+    }
 }

@@ -4,7 +4,7 @@ use std::sync::{Arc, Weak};
 
 use vmtree_api::{Cancel, Error, ErrorKind, Execution, Pause, Result, RunState, VcpuId};
 
-use crate::control::{Control, PATIENCE, migrated};
+use crate::control::{Control, PATIENCE, Session, migrated};
 use crate::registers::Access;
 use crate::runstate::Status;
 
@@ -14,6 +14,9 @@ pub struct Vm(pub Arc<Control>, pub Arc<Access>);
 impl Execution for Vm {
     fn state(&self) -> Result<RunState> {
         let mut session = self.0.lock();
+        if session.is_stopping() {
+            return Ok(RunState::Paused);
+        }
         session.settle()?;
         Ok(match session.status()? {
             Status::Running => RunState::Running,
@@ -24,21 +27,8 @@ impl Execution for Vm {
 
     fn pause(&self) -> Result<Pause> {
         let mut session = self.0.lock();
-        session.settle()?;
-        let mut status = session.status()?;
-        if status == Status::Running && !session.stop()? {
-            // Somebody else stopped it before us, or let it run after us.
-            status = session.status()?;
-            if status == Status::Running {
-                return Err(busy("somebody else lets the VM run at this moment; try again"));
-            }
-        }
-        match status {
-            Status::Migrated => return Err(migrated()),
-            Status::Passing => {
-                return Err(busy("QEMU sleeps, migrates or takes a snapshot; try again later"));
-            }
-            Status::Running | Status::Stopped | Status::Failed => {}
+        if !session.is_stopping() {
+            stop(&mut session)?;
         }
         session.pauses += 1;
         let (control, epoch) = (Arc::downgrade(&self.0), session.epoch);
@@ -48,6 +38,12 @@ impl Execution for Vm {
 
     fn force_resume(&self) -> Result<()> {
         let mut session = self.0.lock();
+        if session.is_stopping() {
+            // It goes on as soon as it has stopped.
+            session.pauses = 0;
+            session.epoch += 1;
+            return Ok(());
+        }
         session.settle()?;
         match session.status()? {
             Status::Running => Ok(()),
@@ -59,6 +55,24 @@ impl Execution for Vm {
 
     fn step(&self, vcpu: VcpuId, count: u64, cancel: &Cancel) -> Result<u64> {
         self.1.step(vcpu, count, cancel)
+    }
+}
+
+/// Stops the VM, or has it stop as soon as the held events are answered.
+fn stop(session: &mut Session) -> Result<()> {
+    session.settle()?;
+    let mut status = session.status()?;
+    if status == Status::Running && !session.stop()? {
+        // Somebody else stopped it before us, or let it run after us.
+        status = session.status()?;
+        if status == Status::Running {
+            return Err(busy("somebody else lets the VM run at this moment; try again"));
+        }
+    }
+    match status {
+        Status::Migrated => Err(migrated()),
+        Status::Passing => Err(busy("QEMU sleeps, migrates or takes a snapshot; try again later")),
+        Status::Running | Status::Stopped | Status::Failed => Ok(()),
     }
 }
 

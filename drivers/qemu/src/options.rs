@@ -1,4 +1,4 @@
-//! QEMU's command line, as far as the name and the QMP monitors of a VM can be read from it.
+//! QEMU's command line, as far as the name, the QMP monitors and the agent of a VM can be read from it.
 
 /// Where a QMP monitor listens.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -16,6 +16,8 @@ pub struct CommandLine {
     pub name: Option<String>,
     /// The value of `-m`.
     pub memory: Option<String>,
+    /// The socket of our agent (`-plugin .../libvmtree_qemu.so,socket=PATH`), as QEMU was told it.
+    pub agent: Option<String>,
     /// Its QMP monitors that listen on unix sockets, in the order written.
     pub monitors: Vec<Listener>,
 }
@@ -28,6 +30,7 @@ impl CommandLine {
         for (flag, value) in pairs(arguments) {
             match flag {
                 "name" => line.name = Keys::parse(value, "guest").take("guest").or(line.name),
+                "plugin" => line.agent = agent(value).or(line.agent),
                 "m" => line.memory = Some(value.to_owned()),
                 "qmp" | "qmp-pretty" => line.monitors.extend(monitor(arguments, value)),
                 "mon" => {
@@ -53,6 +56,14 @@ fn pairs<S: AsRef<str>>(arguments: &[S]) -> impl Iterator<Item = (&str, &str)> {
         }
         _ => None,
     })
+}
+
+/// The socket of `-plugin VALUE`, if it is our plugin: by the name of its file.
+fn agent(value: &str) -> Option<String> {
+    let mut keys = Keys::parse(value, "file");
+    let file = keys.take("file")?;
+    let name = file.rsplit('/').next().unwrap_or_default();
+    keys.take("socket").filter(|path| name.starts_with("libvmtree_qemu") && !path.is_empty())
 }
 
 /// The listener of `-qmp VALUE`: `unix:PATH,server=on...` or `chardev:ID`.
@@ -157,6 +168,21 @@ mod tests {
     }
 
     #[test]
+    fn finds_the_agent_by_the_name_of_its_file() {
+        let agents = [
+            ("-plugin /usr/lib/vmtree/libvmtree_qemu.so,socket=/run/a.sock", Some("/run/a.sock")),
+            ("-plugin file=./libvmtree_qemu.so,socket=a,,b", Some("a,b")),
+            ("-plugin libvmtree_qemu.so,socket=a -plugin libhotblocks.so,socket=/b", Some("a")),
+            ("-plugin libhotblocks.so,socket=/b", None),
+            ("-plugin libvmtree_qemu.so,socket=", None),
+            ("-plugin libvmtree_qemu.so", None),
+        ];
+        for (text, agent) in agents {
+            assert_eq!(read(text).agent.as_deref(), agent, "{text}");
+        }
+    }
+
+    #[test]
     fn passes_over_other_monitors() {
         let others = [
             "-qmp tcp:localhost:4444,server=on",
@@ -174,7 +200,7 @@ mod tests {
         #[test]
         fn never_panics(arguments: Vec<String>, value in "[-a-z,=:/]{0,40}") {
             let _ = CommandLine::parse(&arguments);
-            for flag in ["-name", "-qmp", "-mon", "-chardev"] {
+            for flag in ["-name", "-qmp", "-mon", "-chardev", "-plugin"] {
                 let _ = CommandLine::parse(&[flag, &value]);
             }
         }

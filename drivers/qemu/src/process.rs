@@ -93,7 +93,8 @@ impl Process {
     }
 
     /// A path of the process as a path of ours: it may have another working directory and another root.
-    fn reach(&self, path: &Path) -> Option<PathBuf> {
+    #[must_use]
+    pub fn reach(&self, path: &Path) -> Option<PathBuf> {
         let pid = self.pid;
         let absolute = match path.is_absolute() {
             true => path.to_owned(),

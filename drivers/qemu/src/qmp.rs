@@ -31,6 +31,9 @@ const EVENT_LIMIT: usize = 4096;
 /// How long an answer may take.
 const ANSWER: Duration = Duration::from_secs(10);
 
+/// How often one that waits for an answer looks whether it still wants it.
+const SLICE: Duration = Duration::from_millis(10);
+
 /// A connection past its greeting.
 pub struct Qmp {
     path: PathBuf,
@@ -87,6 +90,20 @@ impl Qmp {
     /// [`ErrorKind::Unsupported`] if QEMU does not know the command, [`ErrorKind::Invalid`] if it refuses it,
     /// [`ErrorKind::TimedOut`], [`ErrorKind::Gone`] if it hung up, [`ErrorKind::Protocol`].
     pub fn execute(&self, command: &str, arguments: Value) -> Result<Value> {
+        self.execute_unless(command, arguments, || false)?.ok_or_else(late)
+    }
+
+    /// The same, but `None` where no answer has come and `give_up` says that none is to be waited for. QEMU does the
+    /// command all the same, and before those that follow; its late answer is passed over.
+    ///
+    /// # Errors
+    /// As [`Qmp::execute`].
+    pub fn execute_unless(
+        &self,
+        command: &str,
+        arguments: Value,
+        give_up: impl Fn() -> bool,
+    ) -> Result<Option<Value>> {
         let mut lines = self.lines.lock();
         lines.serial += 1;
         let serial = lines.serial;
@@ -97,13 +114,21 @@ impl Qmp {
         lines.send(&request)?;
         let deadline = Instant::now() + ANSWER;
         loop {
-            let line = lines.next(deadline)?;
+            let line = match lines.next(deadline.min(Instant::now() + SLICE)) {
+                Err(error) if error.kind() == ErrorKind::TimedOut && Instant::now() < deadline => {
+                    if give_up() {
+                        return Ok(None);
+                    }
+                    continue;
+                }
+                line => line?,
+            };
             match Message::parse(&line)? {
                 Message::Event(name) => lines.set_aside(name),
                 Message::Answer { id, outcome }
                     if id == Some(serial) || (id.is_none() && outcome.is_err()) =>
                 {
-                    return outcome.map_err(|refusal| refusal.into_error(command));
+                    return outcome.map(Some).map_err(|refusal| refusal.into_error(command));
                 }
                 // The answer to a command that ran out of time before this one.
                 Message::Answer { id: Some(id), .. } if id < serial => {}
