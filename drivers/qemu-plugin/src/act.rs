@@ -56,7 +56,9 @@ impl Faults {
 pub fn fits(reg: Reg, value: u64) -> Result<(), Refusal> {
     let reserved = match reg {
         // Bits 63 to 32 must be zero; PG needs PE, and NW needs CD (Intel SDM volume 3A, 2.5).
-        Reg::Cr0 => value >> 32 != 0 || value & 0x8000_0001 == 0x8000_0000 || value & 0x6000_0000 == 0x2000_0000,
+        Reg::Cr0 => {
+            value >> 32 != 0 || value & 0x8000_0001 == 0x8000_0000 || value & 0x6000_0000 == 0x2000_0000
+        }
         Reg::Cr3 => value >> 52 & 0x7ff != 0,
         Reg::Cr4 => value >> 32 != 0,
         Reg::Cr8 => value > 15,
@@ -85,9 +87,10 @@ pub fn check(event: &Event, verdict: &Verdict) -> Result<(), Refusal> {
         Verdict::Value(value) => check_value(event, *value),
         Verdict::Set(registers) => all_settable(registers),
         Verdict::Inject(Inject::PageFault { .. }) => Ok(()),
-        Verdict::Inject(_) => {
-            Err(Refusal::new(Code::Unsupported, "only page faults can be injected through QEMU's plugin interface"))
-        }
+        Verdict::Inject(_) => Err(Refusal::new(
+            Code::Unsupported,
+            "only page faults can be injected through QEMU's plugin interface",
+        )),
     }
 }
 
@@ -118,7 +121,13 @@ fn check_value(event: &Event, value: u128) -> Result<(), Refusal> {
 }
 
 /// Carries out a verdict that was checked. Where the vCPU is to go on elsewhere than at its instruction.
-pub fn carry_out(cpu: &mut dyn Vcpu, site: Site, event: &Event, verdict: Verdict, faults: &Faults) -> Option<u64> {
+pub fn carry_out(
+    cpu: &mut dyn Vcpu,
+    site: Site,
+    event: &Event,
+    verdict: Verdict,
+    faults: &Faults,
+) -> Option<u64> {
     let after = event.rip.wrapping_add(u64::from(site.len));
     match verdict {
         Verdict::Continue | Verdict::Step => None,

@@ -52,9 +52,11 @@ pub fn library() -> PathBuf {
 
 /// Major and minor of the QEMU in PATH.
 pub fn release() -> (u32, u32) {
-    let output = Command::new("qemu-system-x86_64").arg("--version").output().expect("qemu-system-x86_64 is in PATH");
+    let output =
+        Command::new("qemu-system-x86_64").arg("--version").output().expect("qemu-system-x86_64 is in PATH");
     let text = String::from_utf8(output.stdout).unwrap();
-    let mut numbers = text.split_once("version ").unwrap().1.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    let mut numbers =
+        text.split_once("version ").unwrap().1.split(|c: char| !c.is_ascii_digit()).map(str::parse);
     (numbers.next().unwrap().unwrap(), numbers.next().unwrap().unwrap())
 }
 
@@ -80,7 +82,9 @@ pub fn command(folder: &Path, vcpus: u32, plugin: Option<&str>) -> Command {
     let mut command = Command::new("qemu-system-x86_64");
     command.args(["-accel", "tcg", "-m", "64M", "-display", "none", "-nodefaults", "-no-reboot"]);
     command.args(["-machine", "pc,memory-backend=ram", "-smp", &vcpus.to_string()]);
-    command.arg("-object").arg(format!("memory-backend-file,id=ram,size=64M,share=on,mem-path={}", ram.display()));
+    command
+        .arg("-object")
+        .arg(format!("memory-backend-file,id=ram,size=64M,share=on,mem-path={}", ram.display()));
     command.arg("-kernel").arg(image);
     command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", folder.join("qmp").display()));
     if let Some(args) = plugin {

@@ -11,7 +11,13 @@ use vmtree_guest::mailbox::{Op, Site};
 use crate::lab::{LONG, Lab, at_least, wanted, watch};
 
 /// Orders `op` on vCPU 1 with `kind` held, answers its events with `verdict`, and gives the outcome.
-fn answered(lab: &Lab, client: &Arc<Client>, (op, args): (Op, &[u64]), kind: Kind, verdict: &Verdict) -> Outcome {
+fn answered(
+    lab: &Lab,
+    client: &Arc<Client>,
+    (op, args): (Op, &[u64]),
+    kind: Kind,
+    verdict: &Verdict,
+) -> Outcome {
     client.watch(&wanted([watch(kind, true)])).unwrap();
     let seq = lab.mailbox.post(1, op, args).unwrap();
     let event = next(client);
