@@ -135,10 +135,10 @@ fn handler(cpu: &dyn Vcpu, (base, limit): (u64, u16), vector: u8) -> Option<u64>
 /// The vector whose handler is at `to`, and whether it is the only one.
 fn vector(cpu: &dyn Vcpu, tracked: &mut Tracked, to: u64) -> Option<(u8, bool)> {
     let table = tracked.idt?;
-    if let Some(&known) = tracked.vectors.get(&to) {
-        if handler(cpu, table, known) == Some(to) {
-            return Some((known, true));
-        }
+    if let Some(&known) = tracked.vectors.get(&to)
+        && handler(cpu, table, known) == Some(to)
+    {
+        return Some((known, true));
     }
     let mut found = (0..=255).filter(|vector| handler(cpu, table, *vector) == Some(to));
     let first = found.next()?;

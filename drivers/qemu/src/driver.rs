@@ -1,5 +1,6 @@
 //! The driver: opened by a SOURCE, it offers memory, and says what is missing.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -10,6 +11,7 @@ use vmtree_api::{
     Arch, Driver, Error, ErrorKind, Execution, Facts, Host, Memory, Missing, Registers, Result, Source,
 };
 
+use crate::agent::{self, Events};
 use crate::control::Control;
 use crate::execution::Vm;
 use crate::find::{self, Found};
@@ -29,6 +31,8 @@ struct Qemu {
     /// Dropped, it stops waiting for QEMU's end.
     _watch: Watch,
     registers: Arc<Access>,
+    /// Dropped, they let go of every vCPU that is held.
+    events: std::result::Result<Events, Missing>,
     /// Dropped, it gives back what is paused.
     execution: Vm,
 }
@@ -41,9 +45,10 @@ struct Qemu {
 /// [`ErrorKind::Invalid`] for a target or an option that makes no sense, [`ErrorKind::NotFound`] if there is no such
 /// QEMU, [`ErrorKind::Busy`] if another client holds its monitor, [`ErrorKind::Denied`] if its memory is closed to
 /// us, [`ErrorKind::Unsupported`] if its guest is no x86-64 one or it has no QMP socket.
-pub fn open(source: Source, host: Arc<dyn Host>) -> Result<Box<dyn Driver>> {
+pub fn open(mut source: Source, host: Arc<dyn Host>) -> Result<Box<dyn Driver>> {
     let target = Target::parse(&source.target)?;
-    source.finish(&[])?;
+    let agent = source.take("agent").map(PathBuf::from);
+    source.finish(&["agent"])?;
     let Found { pid, qmp } = find::connect(&target)?;
     // QEMU answers after this, so the process that is opened here is the one that answers.
     let process = watch::open(pid)?;
@@ -58,8 +63,11 @@ pub fn open(source: Source, host: Arc<dyn Host>) -> Result<Box<dyn Driver>> {
     let registers = Arc::new(Access::new(Arc::clone(&control), pid, with_gdb));
     let mut keeper = Keeper::new(pid, &control, Arc::clone(&memory), Arc::clone(&ended), Arc::clone(&host));
     let watch = Watch::start(process, ended, host, move || keeper.tick())?;
+    let on_kvm = facts.extra.contains(&("accelerator", "kvm".to_owned()));
+    let events = agent::connect(pid, agent.as_deref(), on_kvm);
+    facts.extra.extend(events.as_ref().ok().map(|events| ("agent", events.name().to_owned())));
     let execution = Vm(control, Arc::clone(&registers));
-    Ok(Box::new(Qemu { facts, memory, _watch: watch, registers, execution }))
+    Ok(Box::new(Qemu { facts, memory, _watch: watch, registers, events, execution }))
 }
 
 fn facts(qmp: &Qmp, pid: u32) -> Result<Facts> {
@@ -110,7 +118,7 @@ impl Driver for Qemu {
     }
 
     fn events(&self) -> std::result::Result<&dyn EventSource, Missing> {
-        Err(later("events, through a TCG plugin"))
+        self.events.as_ref().map(|events| events as _).map_err(Clone::clone)
     }
 
     fn views(&self) -> std::result::Result<&dyn Views, Missing> {
@@ -120,10 +128,7 @@ impl Driver for Qemu {
     }
 
     fn injection(&self) -> std::result::Result<&dyn Injection, Missing> {
-        Err(later("injection"))
+        Err(Missing::new("QEMU's plugin interface injects only into a vCPU that is held at an event")
+            .cure("answer an event with inject; see capabilities"))
     }
-}
-
-fn later(what: &str) -> Missing {
-    Missing::new(format!("{what}: not built yet in the qemu driver")).cure("it comes with a later release")
 }

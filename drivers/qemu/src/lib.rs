@@ -3,6 +3,7 @@
 //! The layout of guest memory comes from the QMP monitor. The bytes come from the files behind shared memory
 //! backends, or from the memory of the QEMU process where there are none.
 
+mod agent;
 mod backing;
 mod control;
 mod doctor;

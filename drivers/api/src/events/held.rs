@@ -27,9 +27,20 @@ impl Held {
     /// An event that `reply` lets go. Where `reply` fails, the vCPU is still held and another answer may come, unless it
     /// fails with [`ErrorKind::Gone`]. [`Verdict::Continue`] fails in no other way.
     ///
-    /// An event of a watch that does not hold has a `reply` that does nothing: its vCPU has gone on already.
+    /// An event of a watch that does not hold is [`Held::told`].
     pub fn new(event: Event, reply: impl FnMut(&Verdict) -> Result<()> + Send + 'static) -> Self {
         Self { event, reply: Some(Box::new(reply)) }
+    }
+
+    /// An event that only tells: its vCPU has gone on already, as nobody asked to hold it.
+    pub fn told(event: Event) -> Self {
+        Self { event, reply: None }
+    }
+
+    /// Whether its vCPU waits for an answer.
+    #[must_use]
+    pub fn waits(&self) -> bool {
+        self.reply.is_some()
     }
 
     /// What happened.
