@@ -1,4 +1,5 @@
-//! Stock QEMU, TCG or KVM, found and read from outside: nothing in it is patched and nothing is loaded into it.
+//! Stock QEMU, TCG or KVM, found and read from outside: nothing in it is patched. Where its user had it load vmtree's plugin
+//! (drivers/qemu-plugin), that one's agent tells of events.
 //!
 //! The layout of guest memory comes from the QMP monitor. The bytes come from the files behind shared memory
 //! backends, or from the memory of the QEMU process where there are none.
