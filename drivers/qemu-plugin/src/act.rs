@@ -49,6 +49,11 @@ impl Faults {
     }
 }
 
+/// Bits of a page fault's error code (Intel SDM volume 3A, 4.7).
+const PRESENT: u32 = 1;
+const USER: u32 = 4;
+const FETCH: u32 = 16;
+
 /// Whether a register can hold a value at all.
 ///
 /// # Errors
@@ -131,6 +136,11 @@ pub fn carry_out(
     let after = event.rip.wrapping_add(u64::from(site.len));
     match verdict {
         Verdict::Continue | Verdict::Step => None,
+        // A fetch can't just not take place: it gets #PF, present and with the right that it lacked.
+        Verdict::Deny if event.kind == Kind::Slat => {
+            let error = PRESENT | FETCH | if event.cpl == 3 { USER } else { 0 };
+            faults.send(cpu, event.rip, event.rip, error)
+        }
         Verdict::Deny => Some(after),
         Verdict::Value(value) => {
             replace(cpu, site, event, value);
@@ -169,6 +179,9 @@ fn replace(cpu: &mut dyn Vcpu, site: Site, event: &Event, value: u128) {
             if let Some(reg) = msr_register(event.index) {
                 cpu.set(reg, value as u64);
             }
+        }
+        (Op::Hypercall, _) => {
+            cpu.set(Reg::Rax, value as u64);
         }
         (Op::Cpuid, _) => {
             for (reg, shift) in [(Reg::Rax, 0), (Reg::Rbx, 32), (Reg::Rcx, 64), (Reg::Rdx, 96)] {

@@ -53,17 +53,12 @@ pub fn takes(kind: Kind, way: Way, action: Action) -> Option<Result<(), &'static
     Some(match action {
         Action::Continue => Ok(()),
         Action::Deny => match (kind, way) {
-            (Kind::Cpuid | Kind::SingleStep, _) | (Kind::Slat, Way::Read | Way::Execute) | (_, Way::From) => {
-                return None;
-            }
+            (Kind::Cpuid | Kind::SingleStep, _) | (_, Way::From) => return None,
             _ if after => Err(AFTER),
             _ => pc,
         },
         Action::Value => match (kind, way) {
-            (
-                Kind::Interrupt | Kind::Breakpoint | Kind::SingleStep | Kind::GuestRequest | Kind::Descriptor,
-                _,
-            ) => return None,
+            (Kind::Interrupt | Kind::Breakpoint | Kind::SingleStep | Kind::Descriptor, _) => return None,
             (Kind::Slat, Way::Execute) | (Kind::Io, Way::To) => return None,
             (Kind::Dr | Kind::Xcr0, _) => Err("QEMU's plugin interface can't write this register"),
             _ if after => Err(AFTER),

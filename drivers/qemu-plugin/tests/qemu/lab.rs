@@ -7,7 +7,7 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -42,12 +42,21 @@ impl Line for Socket {
     }
 }
 
-/// The library that was built last: cargo puts it beside this test, or a folder up where it was asked for by name.
-pub fn library() -> PathBuf {
-    let deps = std::env::current_exe().unwrap().parent().unwrap().to_owned();
-    let places = [deps.join("libvmtree_qemu.so"), deps.parent().unwrap().join("libvmtree_qemu.so")];
-    let made = |path: &PathBuf| fs::metadata(path).and_then(|found| found.modified()).ok();
-    places.into_iter().max_by_key(made).unwrap()
+/// The library, built now: cargo builds none for the tests of a library that nothing links with.
+pub fn library() -> &'static Path {
+    static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
+    LIBRARY.get_or_init(|| {
+        let mut build = Command::new(env!("CARGO"));
+        build
+            .args(["build", "--quiet", "--package", "vmtree-qemu-plugin"])
+            .current_dir(env!("CARGO_MANIFEST_DIR"));
+        if !cfg!(debug_assertions) {
+            build.arg("--release");
+        }
+        assert!(build.status().unwrap().success());
+        let deps = std::env::current_exe().unwrap().parent().unwrap().to_owned();
+        deps.with_file_name("libvmtree_qemu.so")
+    })
 }
 
 /// Major and minor of the QEMU in PATH.
