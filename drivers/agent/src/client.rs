@@ -102,7 +102,8 @@ impl Client {
         let (mut heard, mut beat) = (Instant::now(), Instant::now());
         loop {
             loop {
-                match splitter.frame()
+                match splitter
+                    .frame()
                     .and_then(|frame| frame.map(|(kind, body)| ToClient::decode(kind, body)).transpose())
                 {
                     Ok(None) => break,

@@ -49,6 +49,11 @@ impl Faults {
     }
 }
 
+/// Bits of a page fault's error code (Intel SDM volume 3A, 4.7).
+const PRESENT: u32 = 1;
+const USER: u32 = 4;
+const FETCH: u32 = 16;
+
 /// Whether a register can hold a value at all.
 ///
 /// # Errors
@@ -56,7 +61,9 @@ impl Faults {
 pub fn fits(reg: Reg, value: u64) -> Result<(), Refusal> {
     let reserved = match reg {
         // Bits 63 to 32 must be zero; PG needs PE, and NW needs CD (Intel SDM volume 3A, 2.5).
-        Reg::Cr0 => value >> 32 != 0 || value & 0x8000_0001 == 0x8000_0000 || value & 0x6000_0000 == 0x2000_0000,
+        Reg::Cr0 => {
+            value >> 32 != 0 || value & 0x8000_0001 == 0x8000_0000 || value & 0x6000_0000 == 0x2000_0000
+        }
         Reg::Cr3 => value >> 52 & 0x7ff != 0,
         Reg::Cr4 => value >> 32 != 0,
         Reg::Cr8 => value > 15,
@@ -85,9 +92,10 @@ pub fn check(event: &Event, verdict: &Verdict) -> Result<(), Refusal> {
         Verdict::Value(value) => check_value(event, *value),
         Verdict::Set(registers) => all_settable(registers),
         Verdict::Inject(Inject::PageFault { .. }) => Ok(()),
-        Verdict::Inject(_) => {
-            Err(Refusal::new(Code::Unsupported, "only page faults can be injected through QEMU's plugin interface"))
-        }
+        Verdict::Inject(_) => Err(Refusal::new(
+            Code::Unsupported,
+            "only page faults can be injected through QEMU's plugin interface",
+        )),
     }
 }
 
@@ -118,10 +126,21 @@ fn check_value(event: &Event, value: u128) -> Result<(), Refusal> {
 }
 
 /// Carries out a verdict that was checked. Where the vCPU is to go on elsewhere than at its instruction.
-pub fn carry_out(cpu: &mut dyn Vcpu, site: Site, event: &Event, verdict: Verdict, faults: &Faults) -> Option<u64> {
+pub fn carry_out(
+    cpu: &mut dyn Vcpu,
+    site: Site,
+    event: &Event,
+    verdict: Verdict,
+    faults: &Faults,
+) -> Option<u64> {
     let after = event.rip.wrapping_add(u64::from(site.len));
     match verdict {
         Verdict::Continue | Verdict::Step => None,
+        // A fetch can't just not take place: it gets #PF, present and with the right that it lacked.
+        Verdict::Deny if event.kind == Kind::Slat => {
+            let error = PRESENT | FETCH | if event.cpl == 3 { USER } else { 0 };
+            faults.send(cpu, event.rip, event.rip, error)
+        }
         Verdict::Deny => Some(after),
         Verdict::Value(value) => {
             replace(cpu, site, event, value);
@@ -160,6 +179,9 @@ fn replace(cpu: &mut dyn Vcpu, site: Site, event: &Event, value: u128) {
             if let Some(reg) = msr_register(event.index) {
                 cpu.set(reg, value as u64);
             }
+        }
+        (Op::Hypercall, _) => {
+            cpu.set(Reg::Rax, value as u64);
         }
         (Op::Cpuid, _) => {
             for (reg, shift) in [(Reg::Rax, 0), (Reg::Rbx, 32), (Reg::Rcx, 64), (Reg::Rdx, 96)] {

@@ -10,7 +10,12 @@ pub fn socket(args: &[String]) -> Result<&str, String> {
     for arg in args {
         match arg.split_once('=') {
             Some(("socket", path)) if !path.is_empty() => socket = Some(path),
-            _ => return Err(format!("there is no argument '{}': {USAGE}", arg.chars().take(60).collect::<String>())),
+            _ => {
+                return Err(format!(
+                    "there is no argument '{}': {USAGE}",
+                    arg.chars().take(60).collect::<String>()
+                ));
+            }
         }
     }
     socket.ok_or_else(|| format!("no socket is named: {USAGE}"))
@@ -31,7 +36,9 @@ mod tests {
     fn a_socket_is_named_once_and_nothing_else() {
         let args = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
         assert_eq!(socket(&args(&["socket=/run/a.sock"])), Ok("/run/a.sock"));
-        for (wrong, says) in [(&[][..], "no socket"), (&["socket="], "'socket='"), (&["sokcet=/x"], "'sokcet=/x'")] {
+        for (wrong, says) in
+            [(&[][..], "no socket"), (&["socket="], "'socket='"), (&["sokcet=/x"], "'sokcet=/x'")]
+        {
             let why = socket(&args(wrong)).unwrap_err();
             assert!(why.contains(says) && why.contains("socket=PATH"), "{why}");
         }

@@ -52,7 +52,8 @@ impl Armed {
     /// What has to be in the translation.
     #[must_use]
     pub fn baked(&self) -> Baked {
-        let fetch = self.rules.iter().filter(|rule| rule.access & EXECUTE == 0).map(|rule| rule.frames.clone());
+        let fetch =
+            self.rules.iter().filter(|rule| rule.access & EXECUTE == 0).map(|rule| rule.frames.clone());
         Baked {
             fetch: fetch.collect(),
             access: self.rules.iter().any(|rule| rule.access & (READ | WRITE) != READ | WRITE),
@@ -100,7 +101,11 @@ mod tests {
 
     #[test]
     fn an_event_is_held_where_one_of_its_watches_holds() {
-        let watches = vec![watch(Kind::Msr, Some(7), false), watch(Kind::Msr, None, true), watch(Kind::Cr3, None, false)];
+        let watches = vec![
+            watch(Kind::Msr, Some(7), false),
+            watch(Kind::Msr, None, true),
+            watch(Kind::Cr3, None, false),
+        ];
         let armed = Armed::new(&Wanted { watches, rules: Vec::new() });
         assert_eq!(armed.wants(Kind::Msr, Way::To, 0, 7), Some(true));
         assert_eq!(armed.wants(Kind::Cr3, Way::To, 5, 0), Some(false));

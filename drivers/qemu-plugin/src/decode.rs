@@ -41,9 +41,34 @@ pub enum Op {
 
 /// All of them, in order of their numbers.
 const OPS: [Op; 28] = [
-    Op::Fetch, Op::Step, Op::Access, Op::MovToCr, Op::MovFromCr, Op::Clts, Op::Lmsw, Op::Smsw, Op::MovToDr, Op::MovFromDr,
-    Op::Wrmsr, Op::Rdmsr, Op::Xsetbv, Op::Int3, Op::Cpuid, Op::In, Op::Out, Op::StringIn, Op::StringOut, Op::Hypercall,
-    Op::Lgdt, Op::Lidt, Op::Lldt, Op::Ltr, Op::Sgdt, Op::Sidt, Op::Sldt, Op::Str,
+    Op::Fetch,
+    Op::Step,
+    Op::Access,
+    Op::MovToCr,
+    Op::MovFromCr,
+    Op::Clts,
+    Op::Lmsw,
+    Op::Smsw,
+    Op::MovToDr,
+    Op::MovFromDr,
+    Op::Wrmsr,
+    Op::Rdmsr,
+    Op::Xsetbv,
+    Op::Int3,
+    Op::Cpuid,
+    Op::In,
+    Op::Out,
+    Op::StringIn,
+    Op::StringOut,
+    Op::Hypercall,
+    Op::Lgdt,
+    Op::Lidt,
+    Op::Lldt,
+    Op::Ltr,
+    Op::Sgdt,
+    Op::Sidt,
+    Op::Sldt,
+    Op::Str,
 ];
 
 /// A watched instruction, small enough to be a callback's argument: QEMU shares a translation between all addresses that
@@ -99,9 +124,7 @@ impl Site {
 /// Whether these bytes can be a watched instruction at all: most are not, and are not decoded.
 #[must_use]
 pub fn may_be_watched(bytes: &[u8]) -> bool {
-    let is_prefix = |byte: &u8| {
-        matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3)
-    };
+    let is_prefix = |byte: &u8| matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3);
     let mut rest = bytes.iter().skip_while(|byte| is_prefix(byte));
     match (rest.next(), rest.next()) {
         (Some(0x0f), Some(second)) => matches!(second, 0x00 | 0x01 | 0x06 | 0x20..=0x23 | 0x30 | 0x32 | 0xa2),
@@ -140,7 +163,11 @@ pub fn site(bytes: &[u8], bits: u32, address: u64) -> Option<Site> {
             site.number = instruction.memory_size().size() as u8;
         }
         Op::Smsw => {
-            site.gpr = if instruction.op0_kind() == OpKind::Register { instruction.op0_register().number() as u8 } else { u8::MAX };
+            site.gpr = if instruction.op0_kind() == OpKind::Register {
+                instruction.op0_register().number() as u8
+            } else {
+                u8::MAX
+            };
             site.number = instruction.op0_register().size() as u8;
         }
         _ => {}
@@ -221,7 +248,9 @@ mod tests {
             assert_eq!((site.op, site.gpr, site.number), (*op, *gpr, *number), "{bytes:x?}");
             assert_eq!((site.offset, usize::from(site.len)), (0x234, bytes.len()));
         }
-        for bytes in [&[0x90][..], &[0x0f, 0x05], &[0xcd, 0x80], &[0x48, 0x89, 0xd8], &[0x0f, 0x01, 0xf8], &[]] {
+        for bytes in
+            [&[0x90][..], &[0x0f, 0x05], &[0xcd, 0x80], &[0x48, 0x89, 0xd8], &[0x0f, 0x01, 0xf8], &[]]
+        {
             assert_eq!(site(bytes, 64, 0), None, "{bytes:x?}");
         }
     }

@@ -37,7 +37,14 @@ pub fn translated(block: &Block) {
 }
 
 /// The callbacks that an instruction has only while something wants them. `page` is the last one that was translated.
-fn bake(baked: &Baked, cpu: &Cpu, code: &Instruction, address: u64, len: usize, page: &mut Option<(u64, Option<u64>)>) {
+fn bake(
+    baked: &Baked,
+    cpu: &Cpu,
+    code: &Instruction,
+    address: u64,
+    len: usize,
+    page: &mut Option<(u64, Option<u64>)>,
+) {
     if !baked.fetch.is_empty() {
         let virtual_page = address >> 12;
         let known = page.filter(|(known, _)| *known == virtual_page);
@@ -137,7 +144,8 @@ pub fn discontinued(cpu: &mut Cpu, kind: i32, from: u64, to: u64) {
     if !plugin.wants(Kind::Interrupt) {
         return;
     }
-    let event = plugin.tracked(cpu.vcpu, |tracked| interrupts::event(cpu, tracked, delivery, from, to)).flatten();
+    let event =
+        plugin.tracked(cpu.vcpu, |tracked| interrupts::event(cpu, tracked, delivery, from, to)).flatten();
     let Some(event) = event else { return };
     let hold = plugin.armed().wants(Kind::Interrupt, Way::Once, cpu.vcpu, event.index & 0xff);
     if let Some(hold) = hold {

@@ -21,17 +21,18 @@ mod kind {
 /// QEMU's `QEMU_PLUGIN_DISCON_EXCEPTION`.
 const EXCEPTION: i32 = 2;
 
-/// A delivery: of an exception (or a software interrupt), or of an interrupt from outside.
+/// A delivery, as QEMU sees it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Delivery {
     /// The instruction at `from` caused it.
     Exception,
-    /// It came from outside.
+    /// An interrupt from outside, or one of the exceptions that it tells as such.
     Interrupt,
 }
 
-/// Makes one delivery of what QEMU tells. It tells of an exception twice: as an exception when it is raised, where nothing
-/// has moved yet, and as an interrupt when it has been delivered; of an interrupt from outside only the latter.
+/// Makes one delivery of what QEMU tells. Of some exceptions it tells twice: as an exception when it is raised, where
+/// nothing has moved yet, and as an interrupt when it has been delivered; of all else only the latter. What SYSCALL does
+/// is raised too, and delivered by no interrupt.
 #[derive(Default)]
 pub struct Deliveries {
     /// Where an exception was raised that is not delivered yet.
@@ -134,10 +135,10 @@ fn handler(cpu: &dyn Vcpu, (base, limit): (u64, u16), vector: u8) -> Option<u64>
 /// The vector whose handler is at `to`, and whether it is the only one.
 fn vector(cpu: &dyn Vcpu, tracked: &mut Tracked, to: u64) -> Option<(u8, bool)> {
     let table = tracked.idt?;
-    if let Some(&known) = tracked.vectors.get(&to) {
-        if handler(cpu, table, known) == Some(to) {
-            return Some((known, true));
-        }
+    if let Some(&known) = tracked.vectors.get(&to)
+        && handler(cpu, table, known) == Some(to)
+    {
+        return Some((known, true));
     }
     let mut found = (0..=255).filter(|vector| handler(cpu, table, *vector) == Some(to));
     let first = found.next()?;
@@ -176,10 +177,11 @@ pub fn event(cpu: &dyn Vcpu, tracked: &mut Tracked, delivery: Delivery, from: u6
     let (vector, only) = vector(cpu, tracked, to)?;
     let mut event = Event::new(Kind::Interrupt, Way::Once, cpu.number());
     (event.rip, event.cr3) = (from, cpu.get(Reg::Cr3));
+    // QEMU tells of most exceptions as of interrupts: below 32 the vector says more (Intel SDM volume 3A, 7.2).
     let kind = match (delivery, vector) {
-        (Delivery::Exception, _) => exception_type(cpu, from, vector),
         (_, 2) => kind::NMI,
-        _ => kind::EXTERNAL,
+        (_, 0..32) | (Delivery::Exception, _) => exception_type(cpu, from, vector),
+        (Delivery::Interrupt, _) => kind::EXTERNAL,
     };
     if !only {
         event.flags |= flag::AMBIGUOUS;

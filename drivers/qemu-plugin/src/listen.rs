@@ -24,7 +24,11 @@ impl Listener {
     /// # Errors
     /// A sentence with the cure.
     pub fn bind(path: &str) -> Result<Self, String> {
-        let failed = |error: io::Error| format!("can't listen at socket={path}: {error}; name a path in a folder that is there and can be written");
+        let failed = |error: io::Error| {
+            format!(
+                "can't listen at socket={path}: {error}; name a path in a folder that is there and can be written"
+            )
+        };
         let socket = match UnixListener::bind(path) {
             Err(error) if error.kind() == ErrorKind::AddrInUse => {
                 let is_socket = fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
@@ -32,7 +36,9 @@ impl Listener {
                     return Err(format!("socket={path} is there and is no socket: name another path"));
                 }
                 if UnixStream::connect(path).is_ok() {
-                    return Err(format!("socket={path} is taken by another process that listens there: name another path"));
+                    return Err(format!(
+                        "socket={path} is taken by another process that listens there: name another path"
+                    ));
                 }
                 fs::remove_file(path).and_then(|()| UnixListener::bind(path)).map_err(failed)?
             }
@@ -54,7 +60,9 @@ impl Listener {
         let _ = thread::Builder::new().name("vmtree-writer".to_owned()).spawn(move || writer.write_forever());
         let Ok(socket) = self.socket.try_clone() else { return };
         let agent = agent.clone();
-        let _ = thread::Builder::new().name("vmtree-agent".to_owned()).spawn(move || accept_forever(&socket, &agent));
+        let _ = thread::Builder::new()
+            .name("vmtree-agent".to_owned())
+            .spawn(move || accept_forever(&socket, &agent));
     }
 
     /// Takes the socket out of the file system.

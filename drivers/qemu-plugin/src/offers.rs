@@ -7,12 +7,19 @@ use crate::sys::has;
 /// The ways in which a kind happens.
 pub fn ways(kind: Kind) -> &'static [Way] {
     match kind {
-        Kind::Cr0 | Kind::Cr3 | Kind::Cr4 | Kind::Cr8 | Kind::Dr | Kind::Msr | Kind::Io | Kind::Descriptor => {
-            &[Way::To, Way::From]
-        }
+        Kind::Cr0
+        | Kind::Cr3
+        | Kind::Cr4
+        | Kind::Cr8
+        | Kind::Dr
+        | Kind::Msr
+        | Kind::Io
+        | Kind::Descriptor => &[Way::To, Way::From],
         Kind::Xcr0 => &[Way::To],
         Kind::Slat => &[Way::Read, Way::Write, Way::Execute],
-        Kind::Interrupt | Kind::Breakpoint | Kind::SingleStep | Kind::Cpuid | Kind::GuestRequest => &[Way::Once],
+        Kind::Interrupt | Kind::Breakpoint | Kind::SingleStep | Kind::Cpuid | Kind::GuestRequest => {
+            &[Way::Once]
+        }
     }
 }
 
@@ -28,16 +35,17 @@ pub fn seen(kind: Kind, way: Way) -> Result<(), &'static str> {
         (Kind::Interrupt, _) if !has::discontinuities() => {
             Err("this QEMU's plugin interface does not tell of interrupts; it does from QEMU 10.2 on")
         }
-        (Kind::Slat, Way::Execute) if !has::translate() => {
-            Err("this QEMU's plugin interface does not tell the physical address of code; it does from QEMU 10.2 on")
-        }
+        (Kind::Slat, Way::Execute) if !has::translate() => Err(
+            "this QEMU's plugin interface does not tell the physical address of code; it does from QEMU 10.2 on",
+        ),
         _ => Ok(()),
     }
 }
 
 /// Whether an event takes an action: `None` where the contract has it not at all, else why not.
 pub fn takes(kind: Kind, way: Way, action: Action) -> Option<Result<(), &'static str>> {
-    const NO_PC: &str = "this QEMU's plugin interface can't step past an instruction; it can from QEMU 11.0 on";
+    const NO_PC: &str =
+        "this QEMU's plugin interface can't step past an instruction; it can from QEMU 11.0 on";
     const NO_WRITE: &str = "this QEMU's plugin interface can't write registers; it can from QEMU 10.2 on";
     const AFTER: &str = "QEMU's plugin interface tells of it after it has taken place";
     let after = kind == Kind::Interrupt || (kind == Kind::Slat && matches!(way, Way::Read | Way::Write));
@@ -45,12 +53,12 @@ pub fn takes(kind: Kind, way: Way, action: Action) -> Option<Result<(), &'static
     Some(match action {
         Action::Continue => Ok(()),
         Action::Deny => match (kind, way) {
-            (Kind::Cpuid | Kind::SingleStep, _) | (Kind::Slat, Way::Read | Way::Execute) | (_, Way::From) => return None,
+            (Kind::Cpuid | Kind::SingleStep, _) | (_, Way::From) => return None,
             _ if after => Err(AFTER),
             _ => pc,
         },
         Action::Value => match (kind, way) {
-            (Kind::Interrupt | Kind::Breakpoint | Kind::SingleStep | Kind::GuestRequest | Kind::Descriptor, _) => return None,
+            (Kind::Interrupt | Kind::Breakpoint | Kind::SingleStep | Kind::Descriptor, _) => return None,
             (Kind::Slat, Way::Execute) | (Kind::Io, Way::To) => return None,
             (Kind::Dr | Kind::Xcr0, _) => Err("QEMU's plugin interface can't write this register"),
             _ if after => Err(AFTER),
@@ -77,8 +85,14 @@ pub fn rows() -> Vec<Offer> {
             // An action is there where one of the ways that are seen has it.
             let ways = ways(kind).iter().filter(|way| seen(kind, **way).is_ok());
             let answers: Vec<_> = ways.filter_map(|way| takes(kind, *way, action)).collect();
-            let Some(best) = answers.iter().find(|answer| answer.is_ok()).or(answers.first()) else { continue };
-            rows.push(Offer { kind, subject: Subject::Takes(action), missing: best.err().map(str::to_owned) });
+            let Some(best) = answers.iter().find(|answer| answer.is_ok()).or(answers.first()) else {
+                continue;
+            };
+            rows.push(Offer {
+                kind,
+                subject: Subject::Takes(action),
+                missing: best.err().map(str::to_owned),
+            });
         }
     }
     rows

@@ -114,7 +114,10 @@ impl Plugin {
         // Wide first, so that nothing that both want is missed between.
         self.kinds.fetch_or(armed.kinds(), Ordering::SeqCst);
         let kinds = armed.kinds();
-        let before = std::mem::replace(&mut *self.armed.write().unwrap_or_else(PoisonError::into_inner), Arc::new(armed));
+        let before = std::mem::replace(
+            &mut *self.armed.write().unwrap_or_else(PoisonError::into_inner),
+            Arc::new(armed),
+        );
         self.kinds.store(kinds, Ordering::SeqCst);
         let mut now = self.baked.write().unwrap_or_else(PoisonError::into_inner);
         let changed = **now != baked;
@@ -129,14 +132,20 @@ impl Plugin {
         }
         let before = Arc::try_unwrap(before).unwrap_or_else(|shared| Armed::clone(&shared));
         self.replace(before);
-        Err(Refusal::new(Code::TimedOut, "no vCPU took an interrupt in 3 seconds, so QEMU could not translate anew: pause and resume the VM"))
+        Err(Refusal::new(
+            Code::TimedOut,
+            "no vCPU took an interrupt in 3 seconds, so QEMU could not translate anew: pause and resume the VM",
+        ))
     }
 }
 
 fn offered(watch: &Watch) -> Result<(), Refusal> {
     let ways = watch.way.map_or_else(|| offers::ways(watch.kind).to_vec(), |way| vec![way]);
-    let seen = ways.iter().any(|way| offers::ways(watch.kind).contains(way) && offers::seen(watch.kind, *way).is_ok());
-    let why = ways.iter().find_map(|way| offers::seen(watch.kind, *way).err()).unwrap_or("there is no such event");
+    let seen = ways
+        .iter()
+        .any(|way| offers::ways(watch.kind).contains(way) && offers::seen(watch.kind, *way).is_ok());
+    let why =
+        ways.iter().find_map(|way| offers::seen(watch.kind, *way).err()).unwrap_or("there is no such event");
     if seen { Ok(()) } else { Err(Refusal::new(Code::Unsupported, why)) }
 }
 

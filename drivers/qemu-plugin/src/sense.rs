@@ -55,7 +55,9 @@ pub fn kind(site: Site) -> Option<Kind> {
         Op::Cpuid => Kind::Cpuid,
         Op::In | Op::Out | Op::StringIn | Op::StringOut => Kind::Io,
         Op::Hypercall => Kind::GuestRequest,
-        Op::Lgdt | Op::Lidt | Op::Lldt | Op::Ltr | Op::Sgdt | Op::Sidt | Op::Sldt | Op::Str => Kind::Descriptor,
+        Op::Lgdt | Op::Lidt | Op::Lldt | Op::Ltr | Op::Sgdt | Op::Sidt | Op::Sldt | Op::Str => {
+            Kind::Descriptor
+        }
     })
 }
 
@@ -86,7 +88,11 @@ pub fn event(cpu: &dyn Vcpu, tracked: &Tracked, site: Site, rip: u64) -> Option<
         Op::Smsw => from(&mut event, cpu.get(Reg::Cr0)),
         Op::MovToDr => {
             event.index = u32::from(site.number);
-            to(&mut event, tracked.dr.get(usize::from(site.number)).copied().unwrap_or(0), gpr_value(cpu, site.gpr));
+            to(
+                &mut event,
+                tracked.dr.get(usize::from(site.number)).copied().unwrap_or(0),
+                gpr_value(cpu, site.gpr),
+            );
         }
         Op::Wrmsr => {
             event.index = cpu.get(Reg::Rcx) as u32;
@@ -102,7 +108,9 @@ pub fn event(cpu: &dyn Vcpu, tracked: &Tracked, site: Site, rip: u64) -> Option<
         }
         Op::Cpuid => (event.index, event.extra) = (cpu.get(Reg::Rax) as u32, cpu.get(Reg::Rcx) as u32),
         Op::In | Op::Out | Op::StringIn | Op::StringOut => port(cpu, site, &mut event),
-        Op::Lgdt | Op::Lidt | Op::Lldt | Op::Ltr | Op::Sgdt | Op::Sidt | Op::Sldt | Op::Str => table(site.op, &mut event),
+        Op::Lgdt | Op::Lidt | Op::Lldt | Op::Ltr | Op::Sgdt | Op::Sidt | Op::Sldt | Op::Str => {
+            table(site.op, &mut event)
+        }
         Op::Fetch => fetch(cpu, rip, &mut event),
         Op::Step | Op::Hypercall => {}
         // Reads of what the interface doesn't show, and what has a callback of its own.
@@ -177,7 +185,8 @@ fn port(cpu: &dyn Vcpu, site: Site, event: &mut Event) {
         Op::StringOut => {
             let mut data = [0; 4];
             let address = cpu.get(Reg::Rsi);
-            let known = data.get_mut(..usize::from(site.number.min(4))).is_some_and(|data| cpu.read(address, data));
+            let known =
+                data.get_mut(..usize::from(site.number.min(4))).is_some_and(|data| cpu.read(address, data));
             let value = if known { u64::from(u32::from_le_bytes(data)) } else { 0 };
             (event.way, event.a, event.flags) = (Way::To, value, event.flags | flag::STRING);
         }

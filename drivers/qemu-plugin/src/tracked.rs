@@ -26,7 +26,14 @@ impl Default for Tracked {
     fn default() -> Self {
         // The values after reset: Intel SDM volume 3A, table 10-1, and volume 4 for the MSRs.
         let msr = HashMap::from([(0x1b, 0xfee0_0900), (0x277, 0x0007_0406_0007_0406)]);
-        Self { idt: None, dr: [0, 0, 0, 0, 0, 0, 0xffff_0ff0, 0x400], xcr0: 1, msr, vectors: HashMap::new(), deliveries: Deliveries::default() }
+        Self {
+            idt: None,
+            dr: [0, 0, 0, 0, 0, 0, 0xffff_0ff0, 0x400],
+            xcr0: 1,
+            msr,
+            vectors: HashMap::new(),
+            deliveries: Deliveries::default(),
+        }
     }
 }
 

@@ -66,8 +66,12 @@ pub struct Shown<'a> {
 /// Whether QEMU's interface can set a register faithfully.
 pub fn settable(reg: Reg) -> Result<(), &'static str> {
     match reg {
-        _ if !has::write_register() => Err("this QEMU's plugin interface can't write registers; it can from QEMU 10.2 on"),
-        Reg::Rip if !has::set_pc() => Err("this QEMU's plugin interface can't set rip; it can from QEMU 11.0 on"),
+        _ if !has::write_register() => {
+            Err("this QEMU's plugin interface can't write registers; it can from QEMU 10.2 on")
+        }
+        Reg::Rip if !has::set_pc() => {
+            Err("this QEMU's plugin interface can't set rip; it can from QEMU 11.0 on")
+        }
         Reg::Rflags => Err("the plugin interface sets rflags without the arithmetic flags"),
         Reg::Cs | Reg::Ss | Reg::Ds | Reg::Es | Reg::Fs | Reg::Gs => {
             Err("the plugin interface sets a selector without the checks that a load of it makes")
@@ -92,7 +96,8 @@ impl Registers for Shown<'_> {
     fn read(&mut self) -> Vec<(Reg, u64)> {
         // The flags that arithmetic sets are not where the interface looks.
         let shown = Reg::ALL.iter().filter(|reg| **reg != Reg::Rflags);
-        let value = |reg: Reg| if reg == Reg::Rip { self.moved.unwrap_or(self.rip) } else { self.cpu.get(reg) };
+        let value =
+            |reg: Reg| if reg == Reg::Rip { self.moved.unwrap_or(self.rip) } else { self.cpu.get(reg) };
         shown.map(|reg| (*reg, value(*reg))).collect()
     }
 

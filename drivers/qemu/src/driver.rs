@@ -1,6 +1,6 @@
 //! The driver: opened by a SOURCE, it offers memory, and says what is missing.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -11,13 +11,12 @@ use vmtree_api::{
     Arch, Driver, Error, ErrorKind, Execution, Facts, Host, Memory, Missing, Registers, Result, Source,
 };
 
-use crate::agent::{Agent, Place, Plugin, place};
+use crate::agent::{self, Events};
 use crate::control::Control;
 use crate::execution::Vm;
 use crate::find::{self, Found};
 use crate::keeper::Keeper;
 use crate::memory::GuestMemory;
-use crate::process::Process;
 use crate::qmp::Qmp;
 use crate::registers::{self, Access};
 use crate::source::Target;
@@ -30,7 +29,7 @@ struct Qemu {
     facts: Facts,
     memory: Arc<GuestMemory>,
     /// Dropped before the rest: it lets go of what it holds, so that QEMU can be stopped and let go on.
-    agent: std::result::Result<Agent, Missing>,
+    events: std::result::Result<Events, Missing>,
     /// Dropped, it stops waiting for QEMU's end.
     _watch: Watch,
     registers: Arc<Access>,
@@ -62,7 +61,13 @@ pub fn open(mut source: Source, host: Arc<dyn Host>) -> Result<Box<dyn Driver>> 
     let control = Arc::new(Control::new(qmp, Arc::clone(&ended))?);
     let with_gdb = registers::can_have_gdb(&*control.lock().settle()?)?;
     let kvm = facts.extra.contains(&("accelerator", "kvm".to_owned()));
-    let agent = find_agent(pid, agent.as_deref(), &facts, &memory, &ended)?;
+    let agent = agent::find(
+        pid,
+        agent.as_deref().map(Path::new),
+        &facts,
+        Arc::clone(&memory) as Arc<dyn Memory>,
+        Arc::clone(&ended),
+    )?;
     facts.extra.push(("agent", told(&agent)));
     let holds = agent.as_ref().ok().map(|agent| Arc::clone(agent.holds()));
     control.lock().holds.clone_from(&holds);
@@ -70,7 +75,7 @@ pub fn open(mut source: Source, host: Arc<dyn Host>) -> Result<Box<dyn Driver>> 
     let mut keeper = Keeper::new(pid, &control, Arc::clone(&memory), Arc::clone(&ended), Arc::clone(&host));
     let watch = Watch::start(process, ended, host, move || keeper.tick())?;
     let execution = Vm(control, Arc::clone(&registers));
-    Ok(Box::new(Qemu { agent, facts, memory, _watch: watch, registers, execution }))
+    Ok(Box::new(Qemu { events: agent, facts, memory, _watch: watch, registers, execution }))
 }
 
 fn facts(qmp: &Qmp, pid: u32) -> Result<Facts> {
@@ -121,7 +126,7 @@ impl Driver for Qemu {
     }
 
     fn events(&self) -> std::result::Result<&dyn EventSource, Missing> {
-        self.agent.as_ref().map(|agent| agent as &dyn EventSource).map_err(Clone::clone)
+        self.events.as_ref().map(|events| events as &dyn EventSource).map_err(Clone::clone)
     }
 
     fn views(&self) -> std::result::Result<&dyn Views, Missing> {
@@ -131,7 +136,7 @@ impl Driver for Qemu {
     }
 
     fn injection(&self) -> std::result::Result<&dyn Injection, Missing> {
-        Err(match &self.agent {
+        Err(match &self.events {
             Ok(_) => Missing::new("QEMU's plugin interface injects only into a vCPU that waits at an event")
                 .cure("answer an event with 'SEQ inject ...'"),
             Err(missing) => missing.clone(),
@@ -139,40 +144,8 @@ impl Driver for Qemu {
     }
 }
 
-/// The agent in QEMU, or why there is none. One that the user names must be there.
-///
-/// # Errors
-/// Those of [`Agent::connect`] for the one that is named, and [`ErrorKind::NotFound`] where it is another process's.
-fn find_agent(
-    pid: u32,
-    named: Option<&str>,
-    facts: &Facts,
-    memory: &Arc<GuestMemory>,
-    ended: &Arc<AtomicBool>,
-) -> Result<std::result::Result<Agent, Missing>> {
-    let connect = |path: &Path| Agent::connect(path, Arc::clone(memory) as Arc<dyn Memory>, Arc::clone(ended));
-    let process = Process::read(pid);
-    if let Some(path) = named {
-        let path = std::path::absolute(path).unwrap_or_else(|_| PathBuf::from(path));
-        if process.is_ok_and(|process| path.exists() && !process.listens_at(&path)) {
-            let why = format!("agent={}: process {pid} does not listen there", path.display());
-            return Err(Error::new(ErrorKind::NotFound, OP, why));
-        }
-        return connect(&path).map(Ok);
-    }
-    let plugin = Plugin::for_vm(facts.name.as_deref());
-    Ok(match process.map_or(Place::None, |process| place(&process)) {
-        Place::At(path) => connect(&path).map_err(|error| Missing::new(format!("no events: {}", error.why()))),
-        Place::None if facts.extra.contains(&("accelerator", "kvm".to_owned())) => {
-            let why = "events come from a plugin, which QEMU takes under TCG alone, and this VM runs under KVM";
-            Err(Missing::new(why).cure(format!("for events {} and -accel tcg", plugin.cure())))
-        }
-        Place::None => Err(Missing::new("this QEMU was started without vmtree's plugin").cure(plugin.cure())),
-    })
-}
-
 /// The agent in the words of `info`.
-fn told(agent: &std::result::Result<Agent, Missing>) -> String {
+fn told(agent: &std::result::Result<Events, Missing>) -> String {
     match agent {
         Ok(agent) => agent.name(),
         Err(missing) => format!("no: {missing}"),

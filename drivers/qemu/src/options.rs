@@ -1,4 +1,4 @@
-//! QEMU's command line, as far as the name, the QMP monitors and the agent of a VM can be read from it.
+//! QEMU's command line, as far as the name and the QMP monitors of a VM can be read from it.
 
 /// Where a QMP monitor listens.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -16,10 +16,10 @@ pub struct CommandLine {
     pub name: Option<String>,
     /// The value of `-m`.
     pub memory: Option<String>,
-    /// The socket of our agent (`-plugin .../libvmtree_qemu.so,socket=PATH`), as QEMU was told it.
-    pub agent: Option<String>,
     /// Its QMP monitors that listen on unix sockets, in the order written.
     pub monitors: Vec<Listener>,
+    /// The socket of vmtree's plugin, as QEMU was told it.
+    pub agent: Option<String>,
 }
 
 impl CommandLine {
@@ -30,7 +30,7 @@ impl CommandLine {
         for (flag, value) in pairs(arguments) {
             match flag {
                 "name" => line.name = Keys::parse(value, "guest").take("guest").or(line.name),
-                "plugin" => line.agent = agent(value).or(line.agent),
+                "plugin" => line.agent = plugin_socket(value).or(line.agent),
                 "m" => line.memory = Some(value.to_owned()),
                 "qmp" | "qmp-pretty" => line.monitors.extend(monitor(arguments, value)),
                 "mon" => {
@@ -58,12 +58,12 @@ fn pairs<S: AsRef<str>>(arguments: &[S]) -> impl Iterator<Item = (&str, &str)> {
     })
 }
 
-/// The socket of `-plugin VALUE`, if it is our plugin: by the name of its file.
-fn agent(value: &str) -> Option<String> {
+/// The socket of `-plugin FILE,socket=PATH`, where FILE is vmtree's.
+fn plugin_socket(value: &str) -> Option<String> {
     let mut keys = Keys::parse(value, "file");
     let file = keys.take("file")?;
-    let name = file.rsplit('/').next().unwrap_or_default();
-    keys.take("socket").filter(|path| name.starts_with("libvmtree_qemu") && !path.is_empty())
+    keys.take("socket")
+        .filter(|_| file.rsplit('/').next().is_some_and(|name| name.starts_with("libvmtree_qemu")))
 }
 
 /// The listener of `-qmp VALUE`: `unix:PATH,server=on...` or `chardev:ID`.
@@ -168,18 +168,11 @@ mod tests {
     }
 
     #[test]
-    fn finds_the_agent_by_the_name_of_its_file() {
-        let agents = [
-            ("-plugin /usr/lib/vmtree/libvmtree_qemu.so,socket=/run/a.sock", Some("/run/a.sock")),
-            ("-plugin file=./libvmtree_qemu.so,socket=a,,b", Some("a,b")),
-            ("-plugin libvmtree_qemu.so,socket=a -plugin libhotblocks.so,socket=/b", Some("a")),
-            ("-plugin libhotblocks.so,socket=/b", None),
-            ("-plugin libvmtree_qemu.so,socket=", None),
-            ("-plugin libvmtree_qemu.so", None),
-        ];
-        for (text, agent) in agents {
-            assert_eq!(read(text).agent.as_deref(), agent, "{text}");
-        }
+    fn finds_the_socket_of_our_plugin_alone() {
+        let ours = "-plugin /a/libhotblocks.so,socket=/x -plugin file=/lib/libvmtree_qemu.so,socket=/run/a";
+        assert_eq!(read(ours).agent.as_deref(), Some("/run/a"));
+        assert_eq!(read("-plugin libvmtree_qemu.so,socket=a,,b").agent.as_deref(), Some("a,b"));
+        assert_eq!(read("-plugin /a/libhotblocks.so,socket=/x").agent, None);
     }
 
     #[test]

@@ -93,8 +93,8 @@ impl Qmp {
         self.execute_unless(command, arguments, || false)?.ok_or_else(late)
     }
 
-    /// The same, but `None` where no answer has come and `give_up` says that none is to be waited for. QEMU does the
-    /// command all the same, and before those that follow; its late answer is passed over.
+    /// The same, but `None` where no answer has come and `give_up` says not to wait for it. QEMU does the command all the
+    /// same, before those that follow; its late answer is passed over.
     ///
     /// # Errors
     /// As [`Qmp::execute`].
@@ -116,10 +116,10 @@ impl Qmp {
         loop {
             let line = match lines.next(deadline.min(Instant::now() + SLICE)) {
                 Err(error) if error.kind() == ErrorKind::TimedOut && Instant::now() < deadline => {
-                    if give_up() {
-                        return Ok(None);
+                    match give_up() {
+                        true => return Ok(None),
+                        false => continue,
                     }
-                    continue;
                 }
                 line => line?,
             };

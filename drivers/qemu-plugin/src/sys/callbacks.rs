@@ -52,7 +52,8 @@ impl Instruction<'_> {
     /// Its bytes.
     pub fn bytes<'b>(&self, buf: &'b mut [u8; 16]) -> &'b [u8] {
         // SAFETY: QEMU writes at most as many bytes as it is told there is room for.
-        let count = table().instruction_data.map_or(0, |data| unsafe { data(self.0, buf.as_mut_ptr(), buf.len()) });
+        let count =
+            table().instruction_data.map_or(0, |data| unsafe { data(self.0, buf.as_mut_ptr(), buf.len()) });
         buf.get(..count).unwrap_or_default()
     }
 
@@ -136,7 +137,8 @@ pub fn register(id: u64) {
         unsafe { register(id, callback, std::ptr::null_mut()) };
     }
     let Some(register) = table.register_discontinuity else { return };
-    let callback = if version() >= 7 { discontinued_7 as *const c_void } else { discontinued_6 as *const c_void };
+    let callback =
+        if version() >= 7 { discontinued_7 as *const c_void } else { discontinued_6 as *const c_void };
     // SAFETY: as above.
     unsafe { register(id, INTERRUPTS_AND_EXCEPTIONS, callback, std::ptr::null_mut()) };
 }

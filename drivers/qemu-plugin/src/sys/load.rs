@@ -82,7 +82,12 @@ pub struct Info {
 /// # Safety
 /// As QEMU's interface says: `info` is readable, and `argv` has `argc` strings.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn qemu_plugin_install(id: u64, info: *const RawInfo, argc: c_int, argv: *const *const c_char) -> c_int {
+unsafe extern "C" fn qemu_plugin_install(
+    id: u64,
+    info: *const RawInfo,
+    argc: c_int,
+    argv: *const *const c_char,
+) -> c_int {
     // SAFETY: readable during this call, says the interface.
     let raw = unsafe { &*info };
     let args = (0..usize::try_from(argc).unwrap_or(0)).map(|index| {

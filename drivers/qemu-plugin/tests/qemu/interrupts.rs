@@ -6,7 +6,11 @@ use vmtree_guest::mailbox::{Counter, Op, header};
 use crate::lab::{LONG, Lab, all, at_least, wanted, watch};
 
 fn vectors(events: &[Event], vector: u64) -> Vec<Event> {
-    events.iter().filter(|event| event.vcpu == 1 && u64::from(event.index & 0xff) == vector).copied().collect()
+    events
+        .iter()
+        .filter(|event| event.vcpu == 1 && u64::from(event.index & 0xff) == vector)
+        .copied()
+        .collect()
 }
 
 fn kind(event: &Event) -> u32 {
@@ -35,7 +39,8 @@ fn each_delivery_is_told_once_with_its_vector_type_and_error_code() {
     client.watch(&wanted([])).unwrap();
     let events = all(&client);
     let (faults, traps) = (vectors(&events, 14), vectors(&events, 3));
-    let (soft, ipis) = (vectors(&events, word(header::SOFT_VECTOR)), vectors(&events, word(header::IPI_VECTOR)));
+    let (soft, ipis) =
+        (vectors(&events, word(header::SOFT_VECTOR)), vectors(&events, word(header::IPI_VECTOR)));
     assert_eq!(faults.len(), count(Counter::PageFaults), "{faults:x?} {counted:?}");
     assert!(faults.len() >= 4, "{faults:x?} {counted:?}");
     assert!(faults.iter().all(|event| kind(event) == 2 && event.flags & flag::CR2 != 0), "{faults:x?}");

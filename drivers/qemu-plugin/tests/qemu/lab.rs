@@ -7,7 +7,7 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -42,19 +42,30 @@ impl Line for Socket {
     }
 }
 
-/// The library that was built last: cargo puts it beside this test, or a folder up where it was asked for by name.
-pub fn library() -> PathBuf {
-    let deps = std::env::current_exe().unwrap().parent().unwrap().to_owned();
-    let places = [deps.join("libvmtree_qemu.so"), deps.parent().unwrap().join("libvmtree_qemu.so")];
-    let made = |path: &PathBuf| fs::metadata(path).and_then(|found| found.modified()).ok();
-    places.into_iter().max_by_key(made).unwrap()
+/// The library, built now: cargo builds none for the tests of a library that nothing links with.
+pub fn library() -> &'static Path {
+    static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
+    LIBRARY.get_or_init(|| {
+        let mut build = Command::new(env!("CARGO"));
+        build
+            .args(["build", "--quiet", "--package", "vmtree-qemu-plugin"])
+            .current_dir(env!("CARGO_MANIFEST_DIR"));
+        if !cfg!(debug_assertions) {
+            build.arg("--release");
+        }
+        assert!(build.status().unwrap().success());
+        let deps = std::env::current_exe().unwrap().parent().unwrap().to_owned();
+        deps.with_file_name("libvmtree_qemu.so")
+    })
 }
 
 /// Major and minor of the QEMU in PATH.
 pub fn release() -> (u32, u32) {
-    let output = Command::new("qemu-system-x86_64").arg("--version").output().expect("qemu-system-x86_64 is in PATH");
+    let output =
+        Command::new("qemu-system-x86_64").arg("--version").output().expect("qemu-system-x86_64 is in PATH");
     let text = String::from_utf8(output.stdout).unwrap();
-    let mut numbers = text.split_once("version ").unwrap().1.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    let mut numbers =
+        text.split_once("version ").unwrap().1.split(|c: char| !c.is_ascii_digit()).map(str::parse);
     (numbers.next().unwrap().unwrap(), numbers.next().unwrap().unwrap())
 }
 
@@ -80,7 +91,9 @@ pub fn command(folder: &Path, vcpus: u32, plugin: Option<&str>) -> Command {
     let mut command = Command::new("qemu-system-x86_64");
     command.args(["-accel", "tcg", "-m", "64M", "-display", "none", "-nodefaults", "-no-reboot"]);
     command.args(["-machine", "pc,memory-backend=ram", "-smp", &vcpus.to_string()]);
-    command.arg("-object").arg(format!("memory-backend-file,id=ram,size=64M,share=on,mem-path={}", ram.display()));
+    command
+        .arg("-object")
+        .arg(format!("memory-backend-file,id=ram,size=64M,share=on,mem-path={}", ram.display()));
     command.arg("-kernel").arg(image);
     command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", folder.join("qmp").display()));
     if let Some(args) = plugin {

@@ -3,6 +3,7 @@
 
 mod bad;
 mod death;
+mod driver;
 mod interrupts;
 mod lab;
 mod slat;

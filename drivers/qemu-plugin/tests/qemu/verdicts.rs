@@ -4,14 +4,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vmtree_agent::client::{Client, Failure};
-use vmtree_agent::{Action, Code, Event, Inject, Kind, Reg, Subject, Verdict};
+use vmtree_agent::{Action, Code, Event, Inject, Kind, Reg, Rule, Subject, Verdict, Wanted};
 use vmtree_guest::Outcome;
 use vmtree_guest::mailbox::{Op, Site};
 
 use crate::lab::{LONG, Lab, at_least, wanted, watch};
 
 /// Orders `op` on vCPU 1 with `kind` held, answers its events with `verdict`, and gives the outcome.
-fn answered(lab: &Lab, client: &Arc<Client>, (op, args): (Op, &[u64]), kind: Kind, verdict: &Verdict) -> Outcome {
+fn answered(
+    lab: &Lab,
+    client: &Arc<Client>,
+    (op, args): (Op, &[u64]),
+    kind: Kind,
+    verdict: &Verdict,
+) -> Outcome {
     client.watch(&wanted([watch(kind, true)])).unwrap();
     let seq = lab.mailbox.post(1, op, args).unwrap();
     let event = next(client);
@@ -144,4 +150,22 @@ fn an_injected_page_fault_is_taken_as_asked() {
         let rip = lab.mailbox.site(Site::Cpuid).unwrap();
         assert_eq!(outcome, Outcome::Faulted { vector: 14, error: u64::from(error), cr2: address, rip });
     }
+}
+
+#[test]
+fn a_denied_fetch_gets_a_page_fault() {
+    if !at_least((11, 0)) {
+        return;
+    }
+    let lab = Lab::start(2, true);
+    let client = lab.client();
+    let code = lab.mailbox.header(vmtree_guest::mailbox::header::CODE).unwrap();
+    let rule = Rule { frames: code >> 12..(code >> 12) + 1, access: 3, hold: true };
+    client.watch(&Wanted { watches: Vec::new(), rules: vec![rule] }).unwrap();
+    let seq = lab.mailbox.post(1, Op::Exec, &[1, code]).unwrap();
+    let event = next(&client);
+    assert_eq!((event.kind, event.rip, event.a), (Kind::Slat, code, code));
+    client.answer(event.seq, &Verdict::Deny).unwrap();
+    let outcome = lab.mailbox.outcome(1, Op::Exec, seq, LONG).unwrap();
+    assert_eq!(outcome, Outcome::Faulted { vector: 14, error: 0x11, cr2: code, rip: code });
 }

@@ -1,122 +1,177 @@
-//! Events of the agent as events of the driver. What makes no sense is a breach of the protocol.
+//! The events of a QEMU through its agent.
 
-use vmtree_agent::{self as wire, Kind, flag};
-use vmtree_api::events::{DescriptorTable, Detail, Event, EventKind, InterruptType, Move, Way};
-use vmtree_api::{Access, Gpa, Gva, VcpuId, ViewId};
+use std::io::ErrorKind as Io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
-/// The event that the agent tells of; `None` for one that can't be.
-#[must_use]
-pub fn event(told: &wire::Event) -> Option<Event> {
-    let (kind, detail) = detail(told)?;
-    let event = Event {
-        vcpu: VcpuId(told.vcpu),
-        view: ViewId::default(),
-        kind,
-        rip: told.rip,
-        cr3: told.cr3,
-        detail,
-    };
-    // The way says the same as the detail.
-    (super::wanted::way(event.way()) == told.way).then_some(event)
+use vmtree_agent::client::Client;
+use vmtree_agent::frame::Splitter;
+use vmtree_agent::{Event, Line};
+use vmtree_api::events::{EventOffer, EventSource, Held, Wanted};
+use vmtree_api::{Error, ErrorKind, Memory, Result};
+
+use super::held::Holds;
+use super::line::Socket;
+use super::{check, error, gone, offers, words};
+use crate::said::said;
+
+const OP: &str = "reach the agent";
+
+/// How long a client that just left may take to be let go of by the agent.
+const LEAVING: Duration = Duration::from_millis(700);
+
+/// An agent that serves us. Dropped, it lets go of everything.
+pub struct Events {
+    client: Arc<Client>,
+    offers: Vec<EventOffer>,
+    holds: Arc<Holds>,
+    /// What rules are checked by.
+    memory: Arc<dyn Memory>,
+    closing: Arc<AtomicBool>,
+    reader: Option<JoinHandle<()>>,
 }
 
-fn detail(told: &wire::Event) -> Option<(EventKind, Detail)> {
-    let small = |number: u32| u8::try_from(number).ok();
-    Some(match told.kind {
-        Kind::Cr0 => (EventKind::Cr0, Detail::Control(access(told)?)),
-        Kind::Cr3 => (EventKind::Cr3, Detail::Control(access(told)?)),
-        Kind::Cr4 => (EventKind::Cr4, Detail::Control(access(told)?)),
-        Kind::Cr8 => (EventKind::Cr8, Detail::Control(access(told)?)),
-        Kind::Xcr0 => (EventKind::Xcr0, Detail::Control(access(told)?)),
-        Kind::Dr => {
-            let reg = small(told.index).filter(|reg| *reg < 8)?;
-            (EventKind::Dr, Detail::Debug { reg, access: access(told)? })
+impl Events {
+    /// Connects to the agent at `path`. `ended` tells that QEMU has ended, and so why the agent is gone.
+    ///
+    /// # Errors
+    /// With the cure: [`ErrorKind::NotFound`] if nobody listens, [`ErrorKind::Denied`], [`ErrorKind::Busy`] if it serves
+    /// another client, [`ErrorKind::Protocol`] if it is no agent of our version.
+    pub fn connect(path: &Path, memory: Arc<dyn Memory>, ended: Arc<AtomicBool>) -> Result<Self> {
+        let begun = Instant::now();
+        loop {
+            let socket = Socket::connect(path).map_err(|error| unreached(path, error))?;
+            match Client::open(Arc::new(socket) as Arc<dyn Line>) {
+                Ok((client, rest)) => return Self::start(client, rest, memory, ended),
+                Err(why) if is_taken(&why) && begun.elapsed() < LEAVING => {
+                    thread::sleep(Duration::from_millis(50))
+                }
+                Err(why) => return Err(refused(path, &why)),
+            }
         }
-        Kind::Msr => (EventKind::Msr, Detail::Msr { index: told.index, access: access(told)? }),
-        Kind::Interrupt => (EventKind::Interrupt, interrupt(told)?),
-        Kind::Breakpoint => {
-            let gpa = has(told, flag::GPA).then_some(Gpa(told.a));
-            (EventKind::Breakpoint, Detail::Breakpoint { gpa, len: small(told.index)? })
-        }
-        Kind::SingleStep => (EventKind::SingleStep, Detail::SingleStep),
-        Kind::Slat => (EventKind::Slat, slat(told)?),
-        Kind::Cpuid => (EventKind::Cpuid, Detail::Cpuid { leaf: told.index, subleaf: told.extra }),
-        Kind::Io => (EventKind::Io, io(told)?),
-        Kind::Descriptor => {
-            let way = match told.way {
-                wire::Way::To => Way::To,
-                wire::Way::From => Way::From,
-                _ => return None,
-            };
-            (EventKind::Descriptor, Detail::Descriptor { table: table(told.index)?, way })
-        }
-        Kind::GuestRequest => (EventKind::GuestRequest, Detail::GuestRequest),
-    })
-}
+    }
 
-fn has(told: &wire::Event, bit: u16) -> bool {
-    told.flags & bit != 0
-}
+    fn start(
+        client: Arc<Client>,
+        rest: Splitter,
+        memory: Arc<dyn Memory>,
+        ended: Arc<AtomicBool>,
+    ) -> Result<Self> {
+        let holds = Arc::new(Holds::new(Arc::clone(&client)));
+        let closing = Arc::new(AtomicBool::new(false));
+        let offers = offers::offers(&client.hello().offers);
+        let (reads, held, closes) = (Arc::clone(&client), Arc::clone(&holds), Arc::clone(&closing));
+        let read = move || {
+            reads.read_forever(rest);
+            held.end();
+            // Of QEMU's end the watcher of its process tells.
+            thread::sleep(Duration::from_millis(100));
+            if !closes.load(Ordering::Acquire) && !ended.load(Ordering::Acquire) {
+                log::error!(
+                    "the agent in QEMU is gone, so events have ended; memory and registers stay; for events unmount and mount anew"
+                );
+            }
+        };
+        let reader = thread::Builder::new().name("qemu-agent".to_owned()).spawn(read);
+        let reader =
+            reader.map_err(|error| Error::new(ErrorKind::Io, OP, "no thread to be had").caused_by(error))?;
+        Ok(Self { client, offers, holds, memory, closing, reader: Some(reader) })
+    }
 
-fn access(told: &wire::Event) -> Option<Move> {
-    match told.way {
-        wire::Way::To => Some(Move::To { old: told.a, new: told.b }),
-        wire::Way::From => Some(Move::From { value: told.a }),
-        _ => None,
+    /// What it says that it is.
+    #[must_use]
+    pub fn name(&self) -> String {
+        said(&self.client.hello().name)
+    }
+
+    /// The vCPUs that are held.
+    #[must_use]
+    pub fn holds(&self) -> &Arc<Holds> {
+        &self.holds
+    }
+
+    fn taken(&self, told: &Event) -> Result<Held> {
+        let event = words::event(told).map_err(|error| {
+            // It lets go of what it holds when it sees us gone.
+            self.client.close();
+            gone(OP, error.why())
+        })?;
+        if !told.held() {
+            return Ok(Held::told(event));
+        }
+        self.holds.add(told.vcpu, told.seq);
+        let (holds, vcpu, seq) = (Arc::clone(&self.holds), told.vcpu, told.seq);
+        Ok(Held::new(event, move |verdict| holds.answer(vcpu, seq, &words::verdict(verdict)?)))
     }
 }
 
-fn interrupt(told: &wire::Event) -> Option<Detail> {
-    // In the order of the manual's names (Intel SDM volume 3C, 25.8.3), as docs/agent.md numbers them.
-    let kind = match told.index >> 8 {
-        0 => InterruptType::External,
-        1 => InterruptType::Nmi,
-        2 => InterruptType::HardwareException,
-        3 => InterruptType::SoftwareInterrupt,
-        4 => InterruptType::PrivilegedSoftwareException,
-        5 => InterruptType::SoftwareException,
-        _ => return None,
-    };
-    Some(Detail::Interrupt {
-        vector: told.index as u8,
-        kind,
-        error: has(told, flag::ERROR).then_some(told.extra),
-        cr2: has(told, flag::CR2).then_some(told.b),
-    })
+impl Drop for Events {
+    fn drop(&mut self) {
+        self.closing.store(true, Ordering::Release);
+        self.client.close();
+        self.holds.end();
+        if let Some(reader) = self.reader.take() {
+            // It ends at once, as its line is closed; a panic in it was told already.
+            let _ = reader.join();
+        }
+    }
 }
 
-fn slat(told: &wire::Event) -> Option<Detail> {
-    let access = match told.way {
-        wire::Way::Read => Access::READ,
-        wire::Way::Write => Access::WRITE,
-        wire::Way::Execute => Access::EXECUTE,
-        _ => return None,
-    };
-    Some(Detail::Slat {
-        access,
-        gpa: has(told, flag::GPA).then_some(Gpa(told.a))?,
-        gva: has(told, flag::GVA).then_some(Gva(told.b)),
-        page_walk: has(told, flag::PAGE_WALK),
-    })
+impl EventSource for Events {
+    fn offers(&self) -> &[EventOffer] {
+        &self.offers
+    }
+
+    fn watch(&self, all: &Wanted) -> Result<()> {
+        check::wanted(all, &self.memory.map())?;
+        self.client.watch(&words::wanted(all)?).map_err(|failure| error("watch events", failure))
+    }
+
+    fn next(&self, timeout: Duration) -> Result<Option<Held>> {
+        match self.client.next(timeout) {
+            Ok(None) => Ok(None),
+            Ok(Some(told)) => self.taken(&told).map(Some),
+            Err(why) => Err(gone("watch events", &why)),
+        }
+    }
 }
 
-fn io(told: &wire::Event) -> Option<Detail> {
-    let port = u16::try_from(told.index).ok()?;
-    let bytes = u8::try_from(told.extra).ok().filter(|bytes| matches!(bytes, 1 | 2 | 4))?;
-    let value = match told.way {
-        wire::Way::To => Some(told.a as u32),
-        wire::Way::From => None,
-        _ => return None,
-    };
-    Some(Detail::Io { port, bytes, value })
+/// Whether an agent says that it serves another client.
+fn is_taken(why: &str) -> bool {
+    why.contains("has a client already")
 }
 
-fn table(number: u32) -> Option<DescriptorTable> {
-    Some(match number {
-        0 => DescriptorTable::Gdtr,
-        1 => DescriptorTable::Idtr,
-        2 => DescriptorTable::Ldtr,
-        3 => DescriptorTable::Tr,
-        _ => return None,
-    })
+fn unreached(path: &Path, error: std::io::Error) -> Error {
+    let at = path.display();
+    let (kind, why) = match error.kind() {
+        Io::NotFound => (
+            ErrorKind::NotFound,
+            format!("the agent's socket '{at}' is gone; start QEMU anew, or name it by agent=PATH"),
+        ),
+        Io::ConnectionRefused => {
+            (ErrorKind::NotFound, format!("nobody listens at the agent's socket '{at}'; start QEMU anew"))
+        }
+        Io::PermissionDenied => (
+            ErrorKind::Denied,
+            format!("the agent's socket '{at}' is for QEMU's user alone; become it, or root"),
+        ),
+        _ => (ErrorKind::Io, format!("the agent's socket '{at}' can't be connected to")),
+    };
+    Error::new(kind, OP, why).caused_by(error)
+}
+
+fn refused(path: &Path, why: &str) -> Error {
+    let at = path.display();
+    let why = said(why);
+    if is_taken(&why) {
+        let why = format!(
+            "the agent at '{at}' serves another mount, and only one at a time; unmount that one ('vmtree doctor' shows it)"
+        );
+        return Error::new(ErrorKind::Busy, OP, why);
+    }
+    let kind = if why.contains("in 10 seconds") { ErrorKind::TimedOut } else { ErrorKind::Protocol };
+    Error::new(kind, OP, format!("'{at}' does not serve as an agent: {why}"))
 }

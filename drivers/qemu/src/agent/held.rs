@@ -92,7 +92,7 @@ impl Holds {
     pub fn read(&self, vcpu: VcpuId) -> Option<Result<RegisterSet>> {
         let seq = self.seq(vcpu)?;
         match self.client.registers(seq) {
-            Ok(values) => Some(Ok(regs::set(&values))),
+            Ok(values) => Some(regs::set(&values)),
             Err(failure) => self.still_held("read registers", vcpu, seq, failure),
         }
     }
@@ -133,6 +133,8 @@ impl Holds {
 }
 
 fn busy(op: &'static str, vcpu: u32) -> Error {
-    let why = format!("vCPU {vcpu} waits at an event, and QEMU can't stop the VM before that is answered; answer it first");
+    let why = format!(
+        "vCPU {vcpu} waits at an event, and QEMU can't stop the VM before that is answered; answer it first"
+    );
     Error::new(ErrorKind::Busy, op, why)
 }

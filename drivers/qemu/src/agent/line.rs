@@ -1,4 +1,4 @@
-//! The socket to the agent.
+//! The socket to an agent.
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use vmtree_agent::Line;
 
-/// A connection to an agent's socket.
+/// A connection to the socket that an agent listens at.
 pub struct Socket(UnixStream);
 
 impl Socket {
     /// Connects to the socket at `path`.
     ///
     /// # Errors
-    /// Nobody listens there, or the right is missing.
+    /// Nobody listens there, or the right to connect is missing.
     pub fn connect(path: &Path) -> io::Result<Self> {
         let stream = UnixStream::connect(path)?;
         stream.set_read_timeout(Some(Duration::from_millis(500)))?;

@@ -4,27 +4,32 @@ use vmtree_agent::{Action as WireAction, Offer, Subject};
 use vmtree_api::Missing;
 use vmtree_api::events::{Action, EventKind, EventOffer};
 
-use super::wanted::{kind, way};
+use super::words::{action, agent_kind, agent_way};
+use crate::said::said;
 
 /// Why no answer names a view.
-pub const ONE_VIEW: &str = "stock QEMU has one view of memory";
+const ONE_VIEW: &str = "stock QEMU has one view of memory";
 
 type Row<T> = (T, Result<(), Missing>);
 
 /// All offers, in the order of the kinds. A kind that the agent says nothing of is not there.
 #[must_use]
-pub fn all(rows: &[Offer]) -> Vec<EventOffer> {
+pub fn offers(rows: &[Offer]) -> Vec<EventOffer> {
     EventKind::ALL.iter().filter_map(|kind| of_kind(*kind, rows)).collect()
 }
 
 fn of_kind(event: EventKind, rows: &[Offer]) -> Option<EventOffer> {
-    let rows: Vec<&Offer> = rows.iter().filter(|row| row.kind == kind(event)).collect();
+    let rows: Vec<&Offer> = rows.iter().filter(|row| row.kind == agent_kind(event)).collect();
     if rows.is_empty() {
         return None;
     }
     let told = |subject: Subject| rows.iter().find(|row| row.subject == subject).map(|row| missing(row));
     let silent = || Err(Missing::new("this agent does not tell of it"));
-    let ways = event.ways().iter().map(|is| (*is, told(Subject::Seen(way(*is))).unwrap_or_else(silent))).collect();
+    let ways = event
+        .ways()
+        .iter()
+        .map(|is| (*is, told(Subject::Seen(agent_way(*is))).unwrap_or_else(silent)))
+        .collect();
     let actions: Vec<Row<Action>> = Action::ALL
         .iter()
         .filter_map(|action| {
@@ -39,21 +44,14 @@ fn of_kind(event: EventKind, rows: &[Offer]) -> Option<EventOffer> {
     Some(EventOffer { kind: event, ways, actions })
 }
 
-fn on_the_wire(action: Action) -> Option<WireAction> {
-    Some(match action {
-        Action::Continue => WireAction::Continue,
-        Action::Deny => WireAction::Deny,
-        Action::Value => WireAction::Value,
-        Action::Set => WireAction::Set,
-        Action::Step => WireAction::Step,
-        Action::Inject => WireAction::Inject,
-        Action::View => return None,
-    })
+/// What the agent calls it; it has no views.
+fn on_the_wire(wanted: Action) -> Option<WireAction> {
+    WireAction::ALL.iter().copied().find(|wire| action(*wire) == wanted)
 }
 
 fn missing(row: &Offer) -> Result<(), Missing> {
     match &row.missing {
         None => Ok(()),
-        Some(why) => Err(Missing::new(crate::said::said(why))),
+        Some(why) => Err(Missing::new(said(why))),
     }
 }

@@ -1,71 +1,34 @@
-//! Registers as the agent calls them.
+//! Registers of held vCPUs, as the agent has them: numbers alone. Of segments it has the selectors, and it leaves out rflags.
 
-use vmtree_agent::Reg as Wire;
-use vmtree_api::x86::{Reg, Registers};
-use vmtree_api::{Error, ErrorKind, RegId, RegValue, RegisterSet, Result};
+use vmtree_agent::Reg;
+use vmtree_api::{Arch, RegId, RegValue, RegisterSet, Result};
 
-/// The registers that are numbers on both sides. The agent's flags lack the arithmetic ones, so they are not here; of
-/// segments it has the selectors alone.
-const WORDS: &[(Wire, Reg)] = &[
-    (Wire::Rax, Reg::Rax),
-    (Wire::Rcx, Reg::Rcx),
-    (Wire::Rdx, Reg::Rdx),
-    (Wire::Rbx, Reg::Rbx),
-    (Wire::Rsp, Reg::Rsp),
-    (Wire::Rbp, Reg::Rbp),
-    (Wire::Rsi, Reg::Rsi),
-    (Wire::Rdi, Reg::Rdi),
-    (Wire::R8, Reg::R8),
-    (Wire::R9, Reg::R9),
-    (Wire::R10, Reg::R10),
-    (Wire::R11, Reg::R11),
-    (Wire::R12, Reg::R12),
-    (Wire::R13, Reg::R13),
-    (Wire::R14, Reg::R14),
-    (Wire::R15, Reg::R15),
-    (Wire::Rip, Reg::Rip),
-    (Wire::Cr0, Reg::Cr0),
-    (Wire::Cr2, Reg::Cr2),
-    (Wire::Cr3, Reg::Cr3),
-    (Wire::Cr4, Reg::Cr4),
-    (Wire::Cr8, Reg::Cr8),
-    (Wire::Efer, Reg::Efer),
-    (Wire::KernelGsBase, Reg::KernelGsBase),
-];
+use super::words;
 
-/// Whether a held vCPU's agent has it.
+/// Whether the agent has it of a held vCPU.
 #[must_use]
 pub fn is_had(id: RegId) -> bool {
-    WORDS.iter().any(|(_, reg)| reg.id() == id)
+    Reg::ALL.iter().any(|reg| *reg != Reg::Rflags && words::id(*reg) == Some(id))
 }
 
 /// What the agent told, as a set.
-pub fn set(values: &[(Wire, u64)]) -> RegisterSet {
-    let mut registers = Registers::default();
-    lay_over(&mut registers, values);
-    RegisterSet::X86_64(Box::new(registers))
-}
-
-fn lay_over(registers: &mut Registers, values: &[(Wire, u64)]) {
-    for (wire, value) in values {
-        if let Some((_, reg)) = WORDS.iter().find(|(is, _)| is == wire) {
-            registers.set(*reg, RegValue::Word(*value));
+///
+/// # Errors
+/// [`vmtree_api::ErrorKind::OutOfRange`] for what is no register's value.
+pub fn set(values: &[(Reg, u64)]) -> Result<RegisterSet> {
+    let mut set = RegisterSet::new(Arch::X86_64);
+    for (reg, value) in values {
+        if let Some(id) = words::id(*reg) {
+            set.set(id, RegValue::Word(*value))?;
         }
     }
+    Ok(set)
 }
 
 /// What the agent is told to set.
 ///
 /// # Errors
-/// [`ErrorKind::Unsupported`] for a register that it can't.
-pub fn words(changes: &[(RegId, RegValue)]) -> Result<Vec<(Wire, u64)>> {
-    let word = |(id, value): &(RegId, RegValue)| match (WORDS.iter().find(|(_, reg)| reg.id() == *id), value) {
-        (Some((wire, _)), RegValue::Word(word)) => Ok((*wire, *word)),
-        _ => {
-            let name = Reg::from_id(*id).map_or("it".to_owned(), |reg| format!("{reg:?}").to_lowercase());
-            let why = format!("{name} of a vCPU that waits at an event can't be set in QEMU");
-            Err(Error::new(ErrorKind::Unsupported, "set registers", why))
-        }
-    };
-    changes.iter().map(word).collect()
+/// [`vmtree_api::ErrorKind::Unsupported`] for a register that it doesn't know.
+pub fn words(changes: &[(RegId, RegValue)]) -> Result<Vec<(Reg, u64)>> {
+    changes.iter().map(words::register).collect()
 }
