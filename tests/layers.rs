@@ -172,8 +172,8 @@ fn crates_depend_on_what_they_may() {
         let name = driver.unwrap().file_name().into_string().unwrap();
         let named = dependencies(&format!("drivers/{name}/Cargo.toml"));
         for other in &named {
-            let other_driver =
-                other.starts_with("vmtree-") && !["vmtree-agent", "vmtree-api", "vmtree-guest"].contains(&other.as_str());
+            let other_driver = other.starts_with("vmtree-")
+                && !["vmtree-agent", "vmtree-api", "vmtree-guest"].contains(&other.as_str());
             assert!(
                 other != "vmtree" && other != "fuser" && !other_driver,
                 "drivers/{name} depends on {other}"
@@ -186,7 +186,8 @@ fn crates_depend_on_what_they_may() {
 fn the_core_needs_the_standard_library_and_little_more() {
     let allowed = ["std", "core", "crate", "super", "self", "vmtree_api", "parking_lot", "log", "lru"];
     let mut found = Vec::new();
-    for folder in ["src/tree", "src/memory", "src/events", "src/text", "drivers/agent/src", "drivers/api/src"] {
+    for folder in ["src/tree", "src/memory", "src/events", "src/text", "drivers/agent/src", "drivers/api/src"]
+    {
         for source in sources(folder, &["rs"]) {
             for line in source.code.lines() {
                 let line = line.trim_start().trim_start_matches("pub ");

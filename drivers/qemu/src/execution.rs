@@ -15,7 +15,8 @@ impl Execution for Vm {
     fn state(&self) -> Result<RunState> {
         let mut session = self.0.lock();
         if session.is_stopping() {
-            return Ok(RunState::Paused);
+            // Without a pause of ours it goes on as soon as it has stopped.
+            return Ok(if session.pauses > 0 { RunState::Paused } else { RunState::Running });
         }
         session.settle()?;
         Ok(match session.status()? {
