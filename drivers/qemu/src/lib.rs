@@ -7,6 +7,7 @@
 mod agent;
 mod backing;
 mod control;
+mod dial;
 mod doctor;
 mod driver;
 mod execution;

@@ -131,7 +131,7 @@ impl EventSource for Events {
     }
 
     fn next(&self, timeout: Duration) -> Result<Option<Held>> {
-        match self.client.next(timeout) {
+        match self.holds.next(timeout) {
             Ok(None) => Ok(None),
             Ok(Some(told)) => self.taken(&told).map(Some),
             Err(why) => Err(gone("watch events", &why)),

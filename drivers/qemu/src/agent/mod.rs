@@ -34,3 +34,8 @@ fn gone(op: &'static str, why: &str) -> Error {
     let why = format!("the agent in QEMU serves us no more: {}; unmount and mount anew", said(why));
     Error::new(ErrorKind::Gone, op, why)
 }
+
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod tests;

@@ -112,7 +112,9 @@ pub fn event(event: &agent::Event) -> Result<Event> {
         detail: detail(event).ok_or_else(impossible)?,
     };
     // The detail says the way too.
-    if told.way() == way(event.way) { Ok(told) } else { Err(impossible()) }
+    let way = way(event.way);
+    let happens = told.way() == way && told.kind.ways().contains(&way);
+    if happens { Ok(told) } else { Err(impossible()) }
 }
 
 fn detail(event: &agent::Event) -> Option<Detail> {
