@@ -67,6 +67,26 @@ fn a_signal_ends_a_blocked_reader() {
 }
 
 #[test]
+fn a_reader_that_is_stopped_or_resized_reads_on() {
+    let Some(lab) = lab("stopped reader", "") else { return };
+    let reader = lab.bash("cat events/cr3 | sed 1q");
+    let shell = lab.bash("exec 3<events/cr3; read -r event <&3; echo \"$event\"");
+    lab.script.wait_watches(1);
+    std::thread::sleep(Duration::from_millis(100));
+    for signal in ["STOP", "CONT", "WINCH"] {
+        shell.signal(signal);
+        reader.signal(signal);
+        std::thread::sleep(Duration::from_millis(250));
+    }
+    lab.script.cr3(0, 1).unwrap();
+    assert_eq!(shell.lines().len(), 1);
+    // cat finds out that nobody reads on with its next record.
+    lab.script.cr3(0, 2);
+    assert_eq!(reader.lines().len(), 1);
+    lab.end();
+}
+
+#[test]
 fn a_reader_that_handles_its_signal_reads_on_and_loses_nothing() {
     let Some(lab) = lab("handled signals", "") else { return };
     let script = "import os, signal, sys\n\

@@ -39,7 +39,7 @@ fn it_runs_on_all_vcpus() {
 fn each_order_counts_and_ends_as_the_table_says() {
     let (_driver, mailbox) = start(2);
     mailbox.background(false, SOON).unwrap();
-    let cases = cases(&mailbox).unwrap();
+    let cases = cases(&mailbox, SOON).unwrap();
     for op in Op::ALL.iter().filter(|op| !matches!(op, Op::Background | Op::Stop)) {
         assert!(cases.iter().any(|case| case.op() == *op), "{} is not in the table", op.name());
     }

@@ -5,12 +5,17 @@
 
 #[macro_use]
 mod ensure;
+mod acts;
+mod binary;
 mod checks;
+mod event;
 #[cfg(test)]
 mod fake;
 mod map;
 mod order;
 mod pace;
+mod perform;
+mod pipe;
 mod regs;
 mod vm;
 

@@ -1,11 +1,16 @@
 //! `vmtree-conformance MOUNTPOINT [--only NAME]... [--list]`.
 
 use std::process::ExitCode;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use vmtree_conformance::{Vm, checks, run};
 
 const USAGE: &str = "usage: vmtree-conformance MOUNTPOINT [--only NAME]... [--list]
 MOUNTPOINT is a VM mounted by vmtree that runs the guest of tests/guest. --list prints the checks.";
+
+/// How long a check may take.
+const LONGEST: Duration = Duration::from_secs(180);
 
 /// What was asked for.
 #[derive(Default)]
@@ -32,6 +37,29 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Asked, String> {
     }
 }
 
+/// When the last line was told, and which.
+type Told = Arc<Mutex<(Instant, String)>>;
+
+/// Ends the program where a call of the mount never comes back: no wait of a check itself is that long.
+fn watchdog() -> Told {
+    let told: Told = Arc::new(Mutex::new((Instant::now(), "the start".to_owned())));
+    let seen = told.clone();
+    std::thread::spawn(move || {
+        loop {
+            std::thread::sleep(Duration::from_secs(1));
+            let Ok(told) = seen.lock() else { return };
+            if told.0.elapsed() > LONGEST {
+                println!(
+                    "FAILED: the check after '{}' did not end in {LONGEST:?}; the suite ends here",
+                    told.1
+                );
+                std::process::exit(1);
+            }
+        }
+    });
+    told
+}
+
 fn main() -> ExitCode {
     let asked = match parse(std::env::args().skip(1)) {
         Ok(asked) => asked,
@@ -55,7 +83,13 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let summary = run(&vm, &asked.only, &mut |line| println!("{line}"));
+    let told = watchdog();
+    let summary = run(&vm, &asked.only, &mut |line| {
+        println!("{line}");
+        if let Ok(mut told) = told.lock() {
+            *told = (Instant::now(), line.to_owned());
+        }
+    });
     println!("{summary}");
     if summary.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -77,6 +77,13 @@ impl Vm {
         })
     }
 
+    /// The same, which waits no longer than this for anything that the guest or the mount does.
+    #[must_use]
+    pub fn patient(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
     /// Waits until the guest runs on all its vCPUs.
     ///
     /// # Errors
@@ -87,14 +94,32 @@ impl Vm {
         Ok(self)
     }
 
-    /// Why the mount does not offer something, if so.
+    /// Why the mount does not offer something, if so. A `*` stands for any words: one line that fits must say yes.
     #[must_use]
     pub fn lacks(&self, what: &str) -> Option<String> {
+        if let Some((start, end)) = what.split_once('*') {
+            let fits =
+                |key: &&String| key.len() >= what.len() - 1 && key.starts_with(start) && key.ends_with(end);
+            let mut keys = self.capabilities.keys().filter(fits);
+            return match keys.find(|key| self.lacks(key).is_none()) {
+                Some(_) => None,
+                None => Some(format!("no line of '{what}' says yes in capabilities")),
+            };
+        }
         match self.capabilities.get(what) {
             Some(Ok(())) => None,
             Some(Err(why)) => Some(why.clone()),
             None => Some(format!("capabilities has no line '{what}'")),
         }
+    }
+
+    /// The kinds of event of which the mount offers something.
+    pub(crate) fn event_kinds(&self) -> Vec<String> {
+        let yes = self.capabilities.iter().filter(|(_, has)| has.is_ok()).map(|(what, _)| what);
+        let mut kinds: Vec<String> =
+            yes.filter_map(|what| Some(what.strip_prefix("event ")?.split(' ').next()?.to_owned())).collect();
+        kinds.dedup();
+        kinds
     }
 
     pub(crate) fn offers(&self, what: &str) -> bool {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::client::{Bytes, Error, Mailbox, Outcome};
+use crate::layout;
 use crate::mailbox::{Counter, MAILBOX, Op, Site, header};
 
 const KERNEL_GS_BASE: u64 = 0xc000_0102;
@@ -45,7 +46,8 @@ impl Case {
     fn new(vcpu: u64, op: Op, args: &[u64], ends: Ends, counts: &[(Counter, u64)]) -> Self {
         let args = args.to_vec();
         let mut case = Self { vcpu, op, args, ends, watched: vcpu, counts: BTreeMap::new() };
-        let trip = if op as u64 >= Op::UserRead as u64 { &TRIP[..] } else { &[] };
+        let in_ring_3 = (Op::UserRead..=Op::UserSpin).contains(&op);
+        let trip = if in_ring_3 { &TRIP[..] } else { &[] };
         for &(counter, more) in counts.iter().chain(trip) {
             *case.counts.entry(counter).or_default() += more;
         }
@@ -101,16 +103,20 @@ impl Case {
     }
 }
 
-/// All cases for a guest of at least two vCPUs, in their order: some use what those before left.
+/// All cases for a guest of at least two vCPUs, in their order: some use what those before left. It asks the guest's CPUID.
 ///
 /// # Errors
-/// The header can't be read.
-pub fn cases<B: Bytes>(mailbox: &Mailbox<B>) -> Result<Vec<Case>, Error> {
+/// The header can't be read, or the guest does not answer.
+pub fn cases<B: Bytes>(mailbox: &Mailbox<B>, patience: Duration) -> Result<Vec<Case>, Error> {
     let mut all = Vec::new();
     for vcpu in [0, 1] {
         all.extend(control_registers(mailbox, vcpu)?);
         all.extend(msrs_and_debug_registers(mailbox, vcpu)?);
         all.extend(interrupts(vcpu));
+        all.extend(tables(mailbox, vcpu)?);
+        if has_xsave(mailbox, patience)? {
+            all.extend(extended_states(vcpu));
+        }
         all.extend(memory(mailbox, vcpu)?);
         all.extend(faults(mailbox, vcpu)?);
         all.extend(ring_3(mailbox, vcpu)?);
@@ -122,14 +128,33 @@ pub fn cases<B: Bytes>(mailbox: &Mailbox<B>) -> Result<Vec<Case>, Error> {
 fn control_registers<B: Bytes>(mailbox: &Mailbox<B>, vcpu: u64) -> Result<Vec<Case>, Error> {
     let (kernel, process) = (mailbox.header(header::KERNEL_CR3)?, mailbox.process_cr3(vcpu, 1)?);
     let case = |op, args: &[u64], ends, counts: &[_]| Case::new(vcpu, op, args, ends, counts);
+    let flips = |op, n, mask, last| {
+        let [reads, writes] = match op {
+            Op::WriteCr0 => [Counter::Cr0Reads, Counter::Cr0Writes],
+            _ => [Counter::Cr4Reads, Counter::Cr4Writes],
+        };
+        case(op, &[n, mask], Ends::With(last), &[(reads, n), (writes, n)])
+    };
     Ok(vec![
         case(Op::Nop, &[], Ends::Done, &[]),
         case(Op::WriteCr3, &[40], Ends::With(process), &[(Counter::Cr3Writes, 40)]),
         case(Op::WriteCr3, &[3, kernel], Ends::With(kernel), &[(Counter::Cr3Writes, 3)]),
         // AM off and on again.
-        case(Op::WriteCr0, &[1, 1 << 18], Ends::With(0x8001_0033), &[(Counter::Cr0Writes, 1)]),
-        case(Op::WriteCr0, &[3, 1 << 18], Ends::With(0x8005_0033), &[(Counter::Cr0Writes, 3)]),
-        case(Op::WriteCr4, &[5, 0], Ends::With(0x620), &[(Counter::Cr4Writes, 5)]),
+        flips(Op::WriteCr0, 1, 1 << 18, 0x8001_0033),
+        flips(Op::WriteCr0, 3, 1 << 18, 0x8005_0033),
+        flips(Op::WriteCr4, 5, 0, 0x620),
+        case(Op::ReadCr, &[4, 0], Ends::With(0x8005_0033), &[(Counter::Cr0Reads, 4)]),
+        case(Op::ReadCr, &[2, 3], Ends::With(kernel), &[(Counter::Cr3Reads, 2)]),
+        case(Op::ReadCr, &[3, 4], Ends::With(0x620), &[(Counter::Cr4Reads, 3)]),
+        case(Op::ReadCr, &[1, 2], Ends::Refused, &[]),
+        // TS on by a move and by lmsw, off by clts.
+        flips(Op::WriteCr0, 1, 1 << 3, 0x8005_003b),
+        case(Op::Clts, &[2], Ends::Done, &[(Counter::Cr0Writes, 2)]),
+        case(Op::ReadCr, &[1, 0], Ends::With(0x8005_0033), &[(Counter::Cr0Reads, 1)]),
+        case(Op::Lmsw, &[2, 0xb], Ends::Done, &[(Counter::Cr0Writes, 2)]),
+        case(Op::ReadCr, &[1, 0], Ends::With(0x8005_003b), &[(Counter::Cr0Reads, 1)]),
+        case(Op::Lmsw, &[1, 0x3], Ends::Done, &[(Counter::Cr0Writes, 1)]),
+        case(Op::ReadCr, &[1, 0], Ends::With(0x8005_0033), &[(Counter::Cr0Reads, 1)]),
         case(Op::WriteCr8, &[7, 5], Ends::Done, &[(Counter::Cr8Writes, 7)]),
         case(Op::ReadCr8, &[2], Ends::With(5), &[(Counter::Cr8Reads, 2)]),
         // No tick comes now, but the vCPU still takes orders.
@@ -146,9 +171,12 @@ fn msrs_and_debug_registers<B: Bytes>(mailbox: &Mailbox<B>, vcpu: u64) -> Result
         case(Op::WriteMsr, &[9, KERNEL_GS_BASE, value], Ends::Done, &[(Counter::MsrWrites, 9)]),
         case(Op::ReadMsr, &[2, KERNEL_GS_BASE], Ends::With(value), &[(Counter::MsrReads, 2)]),
         case(Op::ReadMsr, &[1, LSTAR], Ends::With(lstar), &[(Counter::MsrReads, 1)]),
-        case(Op::WriteDr, &[1, 4, 0], Ends::Refused, &[]),
+        case(Op::WriteDr, &[1, 8, 0], Ends::Refused, &[]),
+        case(Op::ReadDr, &[1, 8], Ends::Refused, &[]),
     ];
-    for (number, value) in [(0, 0x20_3000), (1, 1), (2, 2), (3, u64::MAX), (6, 0xffff_0ff0), (7, 0x400)] {
+    // DE is clear: 4 and 5 are 6 and 7.
+    let values = [(0, 0x20_3000), (1, 1), (2, 2), (3, u64::MAX), (4, 0xffff_0ff1), (6, 0xffff_0ff0)];
+    for (number, value) in values.into_iter().chain([(5, 0x401), (7, 0x400)]) {
         all.push(case(Op::WriteDr, &[6, number, value], Ends::Done, &[(Counter::DrWrites, 6)]));
         all.push(case(Op::ReadDr, &[1, number], Ends::With(value), &[(Counter::DrReads, 1)]));
     }
@@ -164,12 +192,67 @@ fn interrupts(vcpu: u64) -> Vec<Case> {
         case(Op::Out, &[3, 0x80, 0xa5, 1], &[(Counter::Outs, 3)]),
         case(Op::In, &[2, 0x80, 1], &[(Counter::Ins, 2)]),
         Case::new(vcpu, Op::Out, &[1, 0x80, 0, 3], Ends::Refused, &[]),
+        case(Op::Nmi, &[3, vcpu], &[(Counter::Nmis, 3)]),
+        case(Op::Nmi, &[4, 1 - vcpu], &[(Counter::Nmis, 4)]).watched(1 - vcpu),
         case(Op::Ipi, &[5, vcpu], &[(Counter::Ipis, 5)]),
         case(Op::Ipi, &[6, 1 - vcpu], &[(Counter::Ipis, 6)]).watched(1 - vcpu),
         case(Op::Ipi, &[6, 1 - vcpu], &[]),
         case(Op::Hlt, &[4], &[]),
         case(Op::Spin, &[100_000], &[]),
+        Case::new(vcpu, Op::ClosedSpin, &[100_000], Ends::With(0), &[]),
     ]
+}
+
+/// Whether the guest's CPU has XSAVE: CPUID leaf 1, ECX bit 26 (Intel SDM volume 2A, CPUID).
+fn has_xsave<B: Bytes>(mailbox: &Mailbox<B>, patience: Duration) -> Result<bool, Error> {
+    let outcome = mailbox.order(0, Op::Cpuid, &[1, 1], patience)?;
+    Ok(matches!(outcome, Outcome::Done([_, _, ecx, _]) if ecx >> 26 & 1 == 1))
+}
+
+/// With CR4.OSXSAVE on, and off again in the end.
+fn extended_states(vcpu: u64) -> Vec<Case> {
+    let case = |op, args: &[u64], ends, counts: &[_]| Case::new(vcpu, op, args, ends, counts);
+    let flip = [(Counter::Cr4Reads, 1), (Counter::Cr4Writes, 1)];
+    vec![
+        case(Op::WriteCr4, &[1, 1 << 18], Ends::With(0x4_0620), &flip),
+        case(Op::WriteXcr0, &[2, 3], Ends::Done, &[(Counter::Xcr0Writes, 2)]),
+        case(Op::ReadXcr0, &[1], Ends::With(3), &[]),
+        case(Op::WriteXcr0, &[1, 1], Ends::Done, &[(Counter::Xcr0Writes, 1)]),
+        case(Op::ReadXcr0, &[1], Ends::With(1), &[]),
+        // x87 can't be off.
+        case(Op::WriteXcr0, &[1, 2], Ends::Faulted(13, 0, None, None), &[(Counter::GeneralProtections, 1)]),
+        case(Op::WriteCr4, &[1, 1 << 18], Ends::With(0x620), &flip),
+    ]
+}
+
+fn tables<B: Bytes>(mailbox: &Mailbox<B>, vcpu: u64) -> Result<Vec<Case>, Error> {
+    let case = |op, args: &[u64], ends, counts: &[_]| Case::new(vcpu, op, args, ends, counts);
+    let load =
+        |n, table, value| case(Op::LoadTable, &[n, table, value], Ends::Done, &[(Counter::TableLoads, n)]);
+    let store =
+        |n, table, first| case(Op::StoreTable, &[n, table], Ends::With(first), &[(Counter::TableStores, n)]);
+    let area = layout::VCPU_AREAS + vcpu * layout::AREA;
+    let (xsetbv, vmcall) = (mailbox.site(Site::WriteXcr0)?, mailbox.site(Site::Vmcall)?);
+    let undefined = |op, args: &[u64], rip| {
+        let ends = Ends::Faulted(6, 0, None, rip);
+        Case::new(vcpu, op, args, ends, &[(Counter::InvalidOpcodes, 1)])
+    };
+    Ok(vec![
+        load(3, 0, 0x3f),
+        store(2, 0, area + layout::vcpu::GDT),
+        load(2, 1, 0xfff),
+        store(3, 1, area + layout::vcpu::IDT),
+        load(4, 2, 0),
+        store(1, 2, 0),
+        load(2, 3, 0x30),
+        store(4, 3, 0x30),
+        Case::new(vcpu, Op::LoadTable, &[1, 4, 0], Ends::Refused, &[]),
+        Case::new(vcpu, Op::StoreTable, &[1, 4], Ends::Refused, &[]),
+        // CR4.OSXSAVE is clear, and nobody answers a request.
+        undefined(Op::WriteXcr0, &[2, 1], Some(xsetbv)),
+        undefined(Op::ReadXcr0, &[2], None),
+        undefined(Op::Vmcall, &[2, 1, 2, 3], Some(vmcall)),
+    ])
 }
 
 fn memory<B: Bytes>(mailbox: &Mailbox<B>, vcpu: u64) -> Result<Vec<Case>, Error> {

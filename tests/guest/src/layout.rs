@@ -37,6 +37,8 @@ pub const SCRATCH: u64 = 0x20_5000;
 pub const BOOT: u64 = 0x20_6000;
 /// The end of the part of the second segment that is in the file.
 pub const DATA_END: u64 = 0x20_7000;
+/// The counters of the mailbox: a page, zeroed at the start.
+pub const COUNTERS: u64 = crate::mailbox::MAILBOX + crate::mailbox::COUNTERS;
 /// The page tables of the way to long mode after PVH: 6 pages.
 pub const BOOT_TABLES: u64 = 0x20_8000;
 /// A kernel page that is not mapped.

@@ -22,7 +22,7 @@ SHARED='-object memory-backend-memfd,id=m,size=256M,share=on -machine pc,memory-
 GREETING=$((0x201000))
 REPLY=$((0x202000))
 STATE=$((0x200020))
-TICKS=$((0x200808))
+TICKS=$((0x207008))
 SLOT0=$((0x200400))
 
 host() {

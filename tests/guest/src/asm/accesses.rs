@@ -10,22 +10,21 @@ use crate::mailbox::{Counter, Site, slot};
 /// The code of an access: it moves between memory (or the port in DX) and RAX (or its part).
 type Access = fn(&mut CodeAssembler) -> Emit;
 
-/// One loop for each size, chosen by EAX. R8 has the address, R9 the value.
+/// One loop for each size, chosen by EAX. R8 has the address, R9 the value; RAX starts with it.
 fn each_size(
     a: &mut CodeAssembler,
     l: &mut Labels,
-    sizes: &[(u32, Access)],
-    eight: Option<Site>,
+    sizes: &[(u32, Option<Site>, Access)],
     after: fn(&mut CodeAssembler) -> Emit,
 ) -> Emit {
-    for (size, access) in sizes {
+    for (size, at, access) in sizes {
         let mut next = a.create_label();
         a.cmp(eax, *size)?;
         a.jne(next)?;
-        a.xor(eax, eax)?;
+        a.mov(rax, r9)?;
         repeat(a, |a| {
-            if let (8, Some(which)) = (*size, eight) {
-                site(a, l, which)?;
+            if let Some(which) = at {
+                site(a, l, *which)?;
             }
             access(a)?;
             after(a)
@@ -43,24 +42,28 @@ fn size_from(a: &mut CodeAssembler, n: i32) -> Emit {
 
 /// `Op::Out`.
 pub fn out(a: &mut CodeAssembler, l: &mut Labels) -> Emit {
-    const SIZES: &[(u32, Access)] = &[
-        (1, |a| a.mov(al, r9b).and_then(|()| a.out(dx, al))),
-        (2, |a| a.mov(eax, r9d).and_then(|()| a.out(dx, ax))),
-        (4, |a| a.mov(eax, r9d).and_then(|()| a.out(dx, eax))),
+    const SIZES: &[(u32, Option<Site>, Access)] = &[
+        (1, Some(Site::Out1), |a| a.out(dx, al)),
+        (2, Some(Site::Out2), |a| a.out(dx, ax)),
+        (4, Some(Site::Out4), |a| a.out(dx, eax)),
     ];
     a.mov(rdx, arg(1))?;
     a.mov(r9, arg(2))?;
     size_from(a, 3)?;
-    each_size(a, l, SIZES, None, |a| count(a, Counter::Outs))
+    each_size(a, l, SIZES, |a| count(a, Counter::Outs))
 }
 
 /// `Op::In`.
 pub fn input(a: &mut CodeAssembler, l: &mut Labels) -> Emit {
-    const SIZES: &[(u32, Access)] =
-        &[(1, |a| a.in_(al, dx)), (2, |a| a.in_(ax, dx)), (4, |a| a.in_(eax, dx))];
+    const SIZES: &[(u32, Option<Site>, Access)] = &[
+        (1, Some(Site::In1), |a| a.in_(al, dx)),
+        (2, Some(Site::In2), |a| a.in_(ax, dx)),
+        (4, Some(Site::In4), |a| a.in_(eax, dx)),
+    ];
     a.mov(rdx, arg(1))?;
+    a.xor(r9d, r9d)?;
     size_from(a, 2)?;
-    each_size(a, l, SIZES, None, |a| {
+    each_size(a, l, SIZES, |a| {
         count(a, Counter::Ins)?;
         a.mov(result(0), rax)
     })
@@ -68,29 +71,30 @@ pub fn input(a: &mut CodeAssembler, l: &mut Labels) -> Emit {
 
 /// `Op::Read`.
 pub fn read(a: &mut CodeAssembler, l: &mut Labels) -> Emit {
-    const SIZES: &[(u32, Access)] = &[
-        (1, |a| a.mov(al, byte_ptr(r8))),
-        (2, |a| a.mov(ax, word_ptr(r8))),
-        (4, |a| a.mov(eax, dword_ptr(r8))),
-        (8, |a| a.mov(rax, qword_ptr(r8))),
+    const SIZES: &[(u32, Option<Site>, Access)] = &[
+        (1, None, |a| a.mov(al, byte_ptr(r8))),
+        (2, None, |a| a.mov(ax, word_ptr(r8))),
+        (4, None, |a| a.mov(eax, dword_ptr(r8))),
+        (8, Some(Site::Read8), |a| a.mov(rax, qword_ptr(r8))),
     ];
     a.mov(r8, arg(1))?;
+    a.xor(r9d, r9d)?;
     size_from(a, 2)?;
-    each_size(a, l, SIZES, Some(Site::Read8), |a| a.mov(result(0), rax))
+    each_size(a, l, SIZES, |a| a.mov(result(0), rax))
 }
 
 /// `Op::Write`.
 pub fn write(a: &mut CodeAssembler, l: &mut Labels) -> Emit {
-    const SIZES: &[(u32, Access)] = &[
-        (1, |a| a.mov(byte_ptr(r8), r9b)),
-        (2, |a| a.mov(word_ptr(r8), r9w)),
-        (4, |a| a.mov(dword_ptr(r8), r9d)),
-        (8, |a| a.mov(qword_ptr(r8), r9)),
+    const SIZES: &[(u32, Option<Site>, Access)] = &[
+        (1, None, |a| a.mov(byte_ptr(r8), r9b)),
+        (2, None, |a| a.mov(word_ptr(r8), r9w)),
+        (4, None, |a| a.mov(dword_ptr(r8), r9d)),
+        (8, Some(Site::Write8), |a| a.mov(qword_ptr(r8), r9)),
     ];
     a.mov(r8, arg(1))?;
     a.mov(r9, arg(2))?;
     size_from(a, 3)?;
-    each_size(a, l, SIZES, Some(Site::Write8), |_| Ok(()))
+    each_size(a, l, SIZES, |_| Ok(()))
 }
 
 /// `Op::Exec`. The code may change what the System V ABI lets a function change.

@@ -55,6 +55,8 @@ fn shared(a: &mut CodeAssembler, l: &mut Labels) -> Emit {
     a.call(l.kernel_tables)?;
     a.mov(edi, MAILBOX as u32)?;
     zero(a, 0x1000)?;
+    a.mov(edi, layout::COUNTERS as u32)?;
+    zero(a, 0x1000)?;
     a.mov(at(MAILBOX + header::VCPUS), r13)?;
     how(a)?;
     header_words(a, l)?;

@@ -12,6 +12,7 @@ mod paging;
 mod process;
 mod pvh;
 mod syscalls;
+mod system;
 mod user;
 mod waits;
 

@@ -14,14 +14,14 @@ type Order = fn(&mut CodeAssembler, &mut Labels) -> Emit;
 const ORDERS: &[(Op, Order)] = &[
     (Op::Nop, |_, _| Ok(())),
     (Op::WriteCr3, write_cr3),
-    (Op::WriteCr0, |a, l| flip(a, l, cr0, Site::WriteCr0, Counter::Cr0Writes)),
-    (Op::WriteCr4, |a, l| flip(a, l, cr4, Site::WriteCr4, Counter::Cr4Writes)),
+    (Op::WriteCr0, |a, l| flip(a, l, cr0, Site::WriteCr0, [Counter::Cr0Reads, Counter::Cr0Writes])),
+    (Op::WriteCr4, |a, l| flip(a, l, cr4, Site::WriteCr4, [Counter::Cr4Reads, Counter::Cr4Writes])),
     (Op::WriteCr8, write_cr8),
     (Op::ReadCr8, read_cr8),
     (Op::WriteMsr, write_msr),
     (Op::ReadMsr, read_msr),
-    (Op::WriteDr, write_dr),
-    (Op::ReadDr, read_dr),
+    (Op::WriteDr, super::system::write_dr),
+    (Op::ReadDr, super::system::read_dr),
     (Op::Int3, int3),
     (Op::SoftInterrupt, soft_interrupt),
     (Op::Cpuid, cpuid),
@@ -38,6 +38,16 @@ const ORDERS: &[(Op, Order)] = &[
     (Op::Hlt, super::waits::hlt),
     (Op::Stop, super::waits::stop),
     (Op::Ipi, super::waits::ipi),
+    (Op::ReadCr, super::system::read_cr),
+    (Op::Clts, super::system::clts),
+    (Op::Lmsw, super::system::lmsw),
+    (Op::WriteXcr0, super::system::write_xcr0),
+    (Op::ReadXcr0, super::system::read_xcr0),
+    (Op::LoadTable, super::system::load_table),
+    (Op::StoreTable, super::system::store_table),
+    (Op::Vmcall, super::system::vmcall),
+    (Op::Nmi, super::waits::nmi),
+    (Op::ClosedSpin, closed_spin),
 ];
 
 /// `perform`: does the order in the slot that RBX points at, and acknowledges it.
@@ -106,6 +116,8 @@ fn in_process(a: &mut CodeAssembler, l: &mut Labels) -> Emit {
 /// The fault handler comes here with the stack pointer of `perform`; nothing else can be relied on.
 fn faulted(a: &mut CodeAssembler, l: &mut Labels) -> Emit {
     place(a, &mut l.order_fault)?;
+    // The fault may have met interrupts off.
+    a.sti()?;
     load_own(a)?;
     a.mov(rbx, own(percpu::SLOT))?;
     a.lea(rsi, own(percpu::FAULT))?;
@@ -159,13 +171,20 @@ fn write_cr3(a: &mut CodeAssembler, l: &mut Labels) -> Emit {
     })
 }
 
-fn flip(a: &mut CodeAssembler, l: &mut Labels, register: AsmRegisterCr, at: Site, counter: Counter) -> Emit {
+fn flip(
+    a: &mut CodeAssembler,
+    l: &mut Labels,
+    register: AsmRegisterCr,
+    at: Site,
+    [reads, writes]: [Counter; 2],
+) -> Emit {
     repeat(a, |a| {
         a.mov(rax, register)?;
+        count(a, reads)?;
         a.xor(rax, arg(1))?;
         site(a, l, at)?;
         a.mov(register, rax)?;
-        count(a, counter)?;
+        count(a, writes)?;
         a.mov(result(0), rax)
     })
 }
@@ -209,43 +228,6 @@ fn read_msr(a: &mut CodeAssembler, l: &mut Labels) -> Emit {
         count(a, Counter::MsrReads)?;
         a.mov(dword_ptr(rbx + slot::RESULTS as i32), eax)?;
         a.mov(dword_ptr(rbx + slot::RESULTS as i32 + 4), edx)
-    })
-}
-
-const DEBUG_REGISTERS: [(u32, AsmRegisterDr); 6] =
-    [(0, dr0), (1, dr1), (2, dr2), (3, dr3), (6, dr6), (7, dr7)];
-
-/// One loop for each debug register, chosen by the second argument.
-fn each_dr(
-    a: &mut CodeAssembler,
-    l: &mut Labels,
-    body: fn(&mut CodeAssembler, AsmRegisterDr) -> Emit,
-) -> Emit {
-    a.mov(eax, dword_ptr(rbx + slot::ARGS as i32 + 8))?;
-    for (number, register) in DEBUG_REGISTERS {
-        let mut next = a.create_label();
-        a.cmp(eax, number)?;
-        a.jne(next)?;
-        repeat(a, |a| body(a, register))?;
-        a.jmp(l.order_done)?;
-        place(a, &mut next)?;
-    }
-    a.jmp(l.order_unknown)
-}
-
-fn write_dr(a: &mut CodeAssembler, l: &mut Labels) -> Emit {
-    a.mov(r8, arg(2))?;
-    each_dr(a, l, |a, register| {
-        a.mov(register, r8)?;
-        count(a, Counter::DrWrites)
-    })
-}
-
-fn read_dr(a: &mut CodeAssembler, l: &mut Labels) -> Emit {
-    each_dr(a, l, |a, register| {
-        a.mov(rax, register)?;
-        count(a, Counter::DrReads)?;
-        a.mov(result(0), rax)
     })
 }
 
@@ -296,4 +278,15 @@ fn spin(a: &mut CodeAssembler, l: &mut Labels) -> Emit {
     place(a, &mut top)?;
     a.dec(r12)?;
     a.jne(top)
+}
+
+/// `Op::ClosedSpin`.
+fn closed_spin(a: &mut CodeAssembler, l: &mut Labels) -> Emit {
+    a.mov(r8, qword_ptr(r15 + 8 * Counter::OtherInterrupts as i32))?;
+    a.cli()?;
+    repeat(a, |a| site(a, l, Site::ClosedSpin))?;
+    a.mov(rax, qword_ptr(r15 + 8 * Counter::OtherInterrupts as i32))?;
+    a.sub(rax, r8)?;
+    a.mov(result(0), rax)?;
+    a.sti()
 }

@@ -54,21 +54,31 @@ pub fn stop(a: &mut CodeAssembler, _: &mut Labels) -> Emit {
     a.jmp(top)
 }
 
-/// `Op::Ipi`: each waits until the target has counted it, so that none is merged with the next.
+/// `Op::Ipi`.
 pub fn ipi(a: &mut CodeAssembler, l: &mut Labels) -> Emit {
+    send(a, l, (0x4000 | vector::IPI) as u32, Counter::Ipis)
+}
+
+/// `Op::Nmi`: delivery mode 4 (Intel SDM volume 3A, 11.6.1).
+pub fn nmi(a: &mut CodeAssembler, l: &mut Labels) -> Emit {
+    send(a, l, 0x4400, Counter::Nmis)
+}
+
+/// Sends a command by the local APIC. Each waits until the target has counted it, so that none is merged with the next.
+fn send(a: &mut CodeAssembler, l: &mut Labels, command: u32, counter: Counter) -> Emit {
     a.mov(r8, arg(1))?;
     a.cmp(r8, at(MAILBOX + header::VCPUS))?;
     a.jae(l.order_unknown)?;
     a.mov(r9, r8)?;
     a.shl(r9, COUNTERS_SIZE.trailing_zeros())?;
-    a.add(r9, (MAILBOX + COUNTERS + 8 * Counter::Ipis as u64) as i32)?;
+    a.add(r9, (MAILBOX + COUNTERS + 8 * counter as u64) as i32)?;
     a.shl(r8d, 24)?;
     a.mov(r10d, apic::ICR as u32)?;
     repeat(a, |a| {
         let (mut wait, mut came) = (a.create_label(), a.create_label());
         a.mov(rdx, qword_ptr(r9))?;
         a.mov(dword_ptr(r10 + (apic::ICR_HIGH - apic::ICR) as i32), r8d)?;
-        a.mov(dword_ptr(r10), (0x4000 | vector::IPI) as u32)?;
+        a.mov(dword_ptr(r10), command)?;
         a.mov(rcx, qword_ptr(r15 + 8 * Counter::Ticks as i32))?;
         place(a, &mut wait)?;
         a.cmp(rdx, qword_ptr(r9))?;

@@ -28,6 +28,11 @@ impl Drop for Qemu {
 
 /// Boots the guest on `vcpus` vCPUs of QEMU's TCG and waits until it runs; `None`, said aloud, where there is no QEMU.
 pub fn boot(test: &str, vcpus: u64) -> Option<Qemu> {
+    boot_on(test, vcpus, "qemu64")
+}
+
+/// The same on another CPU model.
+pub fn boot_on(test: &str, vcpus: u64, cpu: &str) -> Option<Qemu> {
     if Command::new(QEMU).arg("--version").stdout(Stdio::null()).status().is_err() {
         eprintln!("SKIPPED: {test}: {QEMU} is not installed");
         return None;
@@ -40,7 +45,7 @@ pub fn boot(test: &str, vcpus: u64) -> Option<Qemu> {
         format!("memory-backend-file,id=m,size=64M,share=on,mem-path={}", ram.path().to_str().unwrap());
     let child = Command::new(QEMU)
         .args(["-accel", "tcg", "-m", "64M", "-machine", "pc,memory-backend=m", "-object", &backend])
-        .args(["-smp", &vcpus.to_string(), "-kernel", image.path().to_str().unwrap()])
+        .args(["-cpu", cpu, "-smp", &vcpus.to_string(), "-kernel", image.path().to_str().unwrap()])
         .args(["-display", "none", "-nic", "none", "-serial", "none", "-monitor", "none", "-no-reboot"])
         .stdin(Stdio::null())
         .spawn()

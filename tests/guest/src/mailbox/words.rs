@@ -1,167 +1,4 @@
-//! The mailbox page: how a test and the guest talk. Every field is a little-endian 64-bit word.
-//!
-//! | offset | what |
-//! |---|---|
-//! | 0x000 | header: [`MAGIC`], then the words of [`header`] |
-//! | 0x100 | [`Site`]: the address of the one instruction that performs an order |
-//! | 0x200 | CR3 of each process: vCPU v has processes 2v and 2v+1 |
-//! | 0x280 | the crash record: see [`crash`] |
-//! | 0x400 | an order slot a vCPU, [`SLOT_SIZE`] bytes each: see [`slot`] |
-//! | 0x800 | the counters of each vCPU, [`COUNTERS_SIZE`] bytes each: see [`Counter`] |
-
-/// The gpa of the mailbox page.
-pub const MAILBOX: u64 = 0x20_0000;
-/// The first word, written last at boot: when it is there, the header is valid.
-pub const MAGIC: [u8; 8] = *b"VMTREEGU";
-/// The version of this layout.
-pub const VERSION: u64 = 1;
-/// The most vCPUs that take part. Others halt at once with interrupts off.
-pub const MAX_VCPUS: u64 = 8;
-/// Processes a vCPU.
-pub const PROCESSES: u64 = 2;
-/// The bytes of the greeting that the guest compares and answers.
-pub const GREETING_SIZE: u64 = 64;
-/// The greeting as the guest is loaded, without its NUL.
-pub const GREETING_TEXT: &str = "hello from the guest";
-
-/// Where the [`Site`] words start in the mailbox.
-pub const SITES: u64 = 0x100;
-/// Where the CR3 values of the processes start in the mailbox.
-pub const PROCESS_CR3: u64 = 0x200;
-/// Where the order slots start in the mailbox.
-pub const SLOTS: u64 = 0x400;
-/// The bytes of one order slot.
-pub const SLOT_SIZE: u64 = 0x80;
-/// Where the counters start in the mailbox.
-pub const COUNTERS: u64 = 0x800;
-/// The bytes of one vCPU's counters.
-pub const COUNTERS_SIZE: u64 = 0x100;
-
-/// Offsets of the header's words in the mailbox.
-pub mod header {
-    /// [`super::MAGIC`].
-    pub const MAGIC: u64 = 0x00;
-    /// [`super::VERSION`].
-    pub const VERSION: u64 = 0x08;
-    /// How many vCPUs take part.
-    pub const VCPUS: u64 = 0x10;
-    /// How many of them have reached their idle loop.
-    pub const ONLINE: u64 = 0x18;
-    /// One of [`super::state`].
-    pub const STATE: u64 = 0x20;
-    /// 1 while the background traffic runs, 0 when it is quiet.
-    pub const BACKGROUND: u64 = 0x28;
-    /// How the guest was started: one of [`super::boot`].
-    pub const BOOT: u64 = 0x30;
-    /// How often the greeting was seen changed, and answered.
-    pub const GREETING_SEEN: u64 = 0x38;
-    /// The value of the LSTAR MSR: the system call entry.
-    pub const LSTAR: u64 = 0x40;
-    /// The CR3 of the kernel thread of every vCPU.
-    pub const KERNEL_CR3: u64 = 0x48;
-    /// The gpa of the greeting page.
-    pub const GREETING: u64 = 0x50;
-    /// The gpa of the reply page: the answer to the greeting.
-    pub const REPLY: u64 = 0x58;
-    /// The gpa (and kernel gva) of a data page that only orders touch.
-    pub const DATA: u64 = 0x60;
-    /// The gpa (and kernel gva) of a page with a small function that only orders call.
-    pub const CODE: u64 = 0x68;
-    /// The gpa (and kernel gva) of a page that only orders write.
-    pub const SCRATCH: u64 = 0x70;
-    /// A kernel gva that is never mapped.
-    pub const GUARD: u64 = 0x78;
-    /// The gva of the data page in every process (user, writable, no execute).
-    pub const USER_DATA: u64 = 0x80;
-    /// The gva of the code page in every process (user, read-only, executable).
-    pub const USER_CODE: u64 = 0x88;
-    /// A gva that is mapped in every process for the kernel only.
-    pub const USER_SUPERVISOR: u64 = 0x90;
-    /// A user gva that is never mapped.
-    pub const USER_UNMAPPED: u64 = 0x98;
-    /// The gva of the first of the four pages that are mapped on their first touch.
-    pub const USER_LAZY: u64 = 0xa0;
-    /// The first gva of a process: its code.
-    pub const USER_TEXT: u64 = 0xa8;
-    /// The first gpa of the kernel's code.
-    pub const TEXT: u64 = 0xb0;
-    /// The gpa after the kernel's code.
-    pub const TEXT_END: u64 = 0xb8;
-    /// The vector of the timer.
-    pub const TIMER_VECTOR: u64 = 0xc0;
-    /// The vector of the inter-processor interrupt.
-    pub const IPI_VECTOR: u64 = 0xc8;
-    /// The vector of [`super::Op::SoftInterrupt`].
-    pub const SOFT_VECTOR: u64 = 0xd0;
-    /// The count of the local APIC's timer (divided by 16) between two ticks.
-    pub const TICK_COUNT: u64 = 0xd8;
-}
-
-/// The values of [`header::STATE`].
-pub mod state {
-    /// vCPUs are still arriving.
-    pub const BOOTING: u64 = 0;
-    /// All vCPUs run and take orders.
-    pub const RUNNING: u64 = 1;
-    /// A vCPU met an exception it could not get past: see [`super::crash`].
-    pub const CRASHED: u64 = 2;
-}
-
-/// The values of [`header::BOOT`].
-pub mod boot {
-    /// At the ELF entry, in long mode.
-    pub const DIRECT: u64 = 1;
-    /// At the PVH entry, in protected mode.
-    pub const PVH: u64 = 2;
-}
-
-/// Offsets of the crash record's words in the mailbox, valid in [`state::CRASHED`].
-pub mod crash {
-    /// The vCPU that crashed.
-    pub const VCPU: u64 = 0x280;
-    /// The vector of the exception.
-    pub const VECTOR: u64 = 0x288;
-    /// Its error code, or 0.
-    pub const ERROR: u64 = 0x290;
-    /// CR2 then.
-    pub const CR2: u64 = 0x298;
-    /// RIP then.
-    pub const RIP: u64 = 0x2a0;
-}
-
-/// Offsets of an order slot's words in the slot.
-pub mod slot {
-    /// Written last by the test: a number that differs from [`ACK`] is a new order.
-    pub const SEQ: u64 = 0x00;
-    /// One of [`super::Op`].
-    pub const OP: u64 = 0x08;
-    /// Four arguments.
-    pub const ARGS: u64 = 0x10;
-    /// The guest stores the sequence number here before it performs the order.
-    pub const BEGUN: u64 = 0x30;
-    /// The guest stores the sequence number here when the order is done, after status and results.
-    pub const ACK: u64 = 0x38;
-    /// One of [`super::status`].
-    pub const STATUS: u64 = 0x40;
-    /// Four results.
-    pub const RESULTS: u64 = 0x48;
-    /// The value of [`super::header::BACKGROUND`] that the vCPU's idle loop saw last; [`STOPPED`] when it stopped.
-    pub const BACKGROUND_SEEN: u64 = 0x68;
-    /// What [`BACKGROUND_SEEN`] says of a vCPU that was ordered to stop.
-    pub const STOPPED: u64 = 2;
-}
-
-/// The values of [`slot::STATUS`].
-pub mod status {
-    /// Performed.
-    pub const DONE: u64 = 0;
-    /// An exception ended it. The results are vector, error code, CR2 and RIP.
-    pub const FAULTED: u64 = 1;
-    /// No such order, or an argument that the order does not know. Nothing was done.
-    pub const UNKNOWN: u64 = 2;
-    /// The other vCPU did not react in time.
-    pub const TIMED_OUT: u64 = 3;
-}
+//! The numbered words of the mailbox: counters, orders, sites.
 
 /// Declares an enum of numbered words with their names, in one table.
 macro_rules! words {
@@ -193,7 +30,7 @@ words! {
         Ticks = 1, "ticks";
         /// Inter-processor interrupts.
         Ipis = 2, "ipis";
-        /// mov to CR0.
+        /// mov to CR0, clts and lmsw.
         Cr0Writes = 3, "cr0_writes";
         /// mov to CR3.
         Cr3Writes = 4, "cr3_writes";
@@ -251,6 +88,20 @@ words! {
         Invlpgs = 30, "invlpgs";
         /// Orders done.
         Orders = 31, "orders";
+        /// mov from CR0.
+        Cr0Reads = 32, "cr0_reads";
+        /// mov from CR3.
+        Cr3Reads = 33, "cr3_reads";
+        /// mov from CR4.
+        Cr4Reads = 34, "cr4_reads";
+        /// xsetbv.
+        Xcr0Writes = 35, "xcr0_writes";
+        /// lgdt, lidt, lldt and ltr, since the vCPU set up its counters.
+        TableLoads = 36, "table_loads";
+        /// sgdt, sidt, sldt and str.
+        TableStores = 37, "table_stores";
+        /// vmcall that came back.
+        Vmcalls = 38, "vmcalls";
     }
 }
 
@@ -275,9 +126,9 @@ words! {
         WriteMsr = 8, "write_msr";
         /// `[n, index]`: rdmsr. Result: the value.
         ReadMsr = 9, "read_msr";
-        /// `[n, number, value]`: writes debug register 0 to 3, 6 or 7.
+        /// `[n, number, value]`: writes debug register 0 to 7. With CR4.DE clear, 4 and 5 are 6 and 7.
         WriteDr = 10, "write_dr";
-        /// `[n, number]`: reads debug register 0 to 3, 6 or 7. Result: the value.
+        /// `[n, number]`: reads debug register 0 to 7. Result: the value.
         ReadDr = 11, "read_dr";
         /// `[n]`: int3 in the kernel.
         Int3 = 12, "int3";
@@ -325,12 +176,33 @@ words! {
         UserSelfModify = 38, "user_self_modify";
         /// `[n]`: a loop of n rounds of two instructions in ring 3.
         UserSpin = 39, "user_spin";
+        /// `[n, number]`: reads control register 0, 3 or 4. Result: the value.
+        ReadCr = 48, "read_cr";
+        /// `[n]`: clts.
+        Clts = 49, "clts";
+        /// `[n, value]`: lmsw.
+        Lmsw = 50, "lmsw";
+        /// `[n, value]`: xsetbv of XCR0. #UD unless CR4.OSXSAVE is set, by `write_cr4` where CPUID has XSAVE.
+        WriteXcr0 = 51, "write_xcr0";
+        /// `[n]`: xgetbv of XCR0. Result: the value.
+        ReadXcr0 = 52, "read_xcr0";
+        /// `[n, table, value]`: lgdt (0) or lidt (1) of the vCPU's own table with this limit; lldt (2) or ltr (3) of this
+        /// selector. The TSS (0x30) is marked as not in use before.
+        LoadTable = 53, "load_table";
+        /// `[n, table]`: sgdt (0), sidt (1), sldt (2) or str (3). Results: base and limit, or the selector.
+        StoreTable = 54, "store_table";
+        /// `[n, rax, rbx, rcx]`: vmcall with these registers. Result: the RAX that came back.
+        Vmcall = 55, "vmcall";
+        /// `[n, vcpu]`: sends an NMI to a vCPU, which may be itself.
+        Nmi = 56, "nmi";
+        /// `[n]`: as `spin`, with interrupts off. Result: the interrupts of other vectors that came meanwhile, always 0.
+        ClosedSpin = 57, "closed_spin";
     }
 }
 
 words! {
     /// Instructions whose address the guest publishes, so that the RIP of an event can be compared.
-    /// The number is the word after [`SITES`].
+    /// The number is the word after [`super::SITES`].
     Site {
         /// mov to CR3 in [`Op::WriteCr3`].
         WriteCr3 = 0, "write_cr3";
@@ -364,29 +236,81 @@ words! {
         IdleHlt = 14, "idle_hlt";
         /// mov to CR3 of the switch between contexts.
         SwitchCr3 = 15, "switch_cr3";
+        /// mov from CR0 in [`Op::ReadCr`].
+        ReadCr0 = 16, "read_cr0";
+        /// mov from CR3 in [`Op::ReadCr`].
+        ReadCr3 = 17, "read_cr3";
+        /// mov from CR4 in [`Op::ReadCr`].
+        ReadCr4 = 18, "read_cr4";
+        /// clts in [`Op::Clts`].
+        Clts = 19, "clts";
+        /// lmsw in [`Op::Lmsw`].
+        Lmsw = 20, "lmsw";
+        /// xsetbv in [`Op::WriteXcr0`].
+        WriteXcr0 = 21, "write_xcr0";
+        /// vmcall in [`Op::Vmcall`].
+        Vmcall = 22, "vmcall";
+        /// lgdt in [`Op::LoadTable`].
+        Lgdt = 23, "lgdt";
+        /// lidt in [`Op::LoadTable`].
+        Lidt = 24, "lidt";
+        /// lldt in [`Op::LoadTable`].
+        Lldt = 25, "lldt";
+        /// ltr in [`Op::LoadTable`].
+        Ltr = 26, "ltr";
+        /// sgdt in [`Op::StoreTable`].
+        Sgdt = 27, "sgdt";
+        /// sidt in [`Op::StoreTable`].
+        Sidt = 28, "sidt";
+        /// sldt in [`Op::StoreTable`].
+        Sldt = 29, "sldt";
+        /// str in [`Op::StoreTable`].
+        Str = 30, "str";
+        /// The 1-byte out of [`Op::Out`].
+        Out1 = 31, "out1";
+        /// The 2-byte out of [`Op::Out`].
+        Out2 = 32, "out2";
+        /// The 4-byte out of [`Op::Out`].
+        Out4 = 33, "out4";
+        /// The 1-byte in of [`Op::In`].
+        In1 = 34, "in1";
+        /// The 2-byte in of [`Op::In`].
+        In2 = 35, "in2";
+        /// The 4-byte in of [`Op::In`].
+        In4 = 36, "in4";
+        /// mov to DR0 in [`Op::WriteDr`].
+        WriteDr0 = 37, "write_dr0";
+        /// mov to DR1 in [`Op::WriteDr`].
+        WriteDr1 = 38, "write_dr1";
+        /// mov to DR2 in [`Op::WriteDr`].
+        WriteDr2 = 39, "write_dr2";
+        /// mov to DR3 in [`Op::WriteDr`].
+        WriteDr3 = 40, "write_dr3";
+        /// mov to DR4 in [`Op::WriteDr`].
+        WriteDr4 = 41, "write_dr4";
+        /// mov to DR5 in [`Op::WriteDr`].
+        WriteDr5 = 42, "write_dr5";
+        /// mov to DR6 in [`Op::WriteDr`].
+        WriteDr6 = 43, "write_dr6";
+        /// mov to DR7 in [`Op::WriteDr`].
+        WriteDr7 = 44, "write_dr7";
+        /// mov from DR0 in [`Op::ReadDr`].
+        ReadDr0 = 45, "read_dr0";
+        /// mov from DR1 in [`Op::ReadDr`].
+        ReadDr1 = 46, "read_dr1";
+        /// mov from DR2 in [`Op::ReadDr`].
+        ReadDr2 = 47, "read_dr2";
+        /// mov from DR3 in [`Op::ReadDr`].
+        ReadDr3 = 48, "read_dr3";
+        /// mov from DR4 in [`Op::ReadDr`].
+        ReadDr4 = 49, "read_dr4";
+        /// mov from DR5 in [`Op::ReadDr`].
+        ReadDr5 = 50, "read_dr5";
+        /// mov from DR6 in [`Op::ReadDr`].
+        ReadDr6 = 51, "read_dr6";
+        /// mov from DR7 in [`Op::ReadDr`].
+        ReadDr7 = 52, "read_dr7";
+        /// The loop of [`Op::ClosedSpin`].
+        ClosedSpin = 53, "closed_spin";
     }
-}
-
-/// The gpa of the order slot of a vCPU.
-#[must_use]
-pub const fn slot_of(vcpu: u64) -> u64 {
-    MAILBOX + SLOTS + vcpu * SLOT_SIZE
-}
-
-/// The gpa of a counter of a vCPU.
-#[must_use]
-pub const fn counter_of(vcpu: u64, counter: Counter) -> u64 {
-    MAILBOX + COUNTERS + vcpu * COUNTERS_SIZE + 8 * counter as u64
-}
-
-/// The gpa of the word that holds the address of a site.
-#[must_use]
-pub const fn site_of(site: Site) -> u64 {
-    MAILBOX + SITES + 8 * site as u64
-}
-
-/// The gpa of the word that holds the CR3 of a process.
-#[must_use]
-pub const fn process_cr3_of(vcpu: u64, process: u64) -> u64 {
-    MAILBOX + PROCESS_CR3 + 8 * (vcpu * PROCESSES + process)
 }
