@@ -69,6 +69,9 @@ pub fn open(mut source: Source, host: Arc<dyn Host>) -> Result<Box<dyn Driver>> 
         Arc::clone(&ended),
     )?;
     facts.extra.push(("agent", told(&agent)));
+    if agent.as_ref().is_err_and(|missing| missing.cure.is_some()) {
+        facts.extra.push(("agent_libvirt", agent::Plugin::for_vm(facts.name.as_deref()).libvirt()));
+    }
     let holds = agent.as_ref().ok().map(|agent| Arc::clone(agent.holds()));
     control.lock().holds.clone_from(&holds);
     let registers = Arc::new(Access::new(Arc::clone(&control), pid, with_gdb, kvm).with(holds));

@@ -63,7 +63,7 @@ impl Plugin {
     /// What to do to have an agent.
     #[must_use]
     pub fn cure(&self) -> String {
-        format!("start QEMU 10.0 or later with {} (libvirt: {})", self.flag(), self.libvirt())
+        format!("start QEMU 10.0 or later with {}", self.flag())
     }
 }
 
