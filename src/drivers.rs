@@ -23,8 +23,8 @@ pub struct Entry {
     pub list: fn() -> Vec<Listed>,
     /// What it needs of this host.
     pub checks: fn() -> Vec<Check>,
-    /// Lets a VM run on that a killed daemon of ours left paused.
-    pub recover: fn(&str) -> Result<()>,
+    /// Undoes what a killed daemon of ours did to the VM of a SOURCE, as the driver noted it with its host.
+    pub recover: fn(&str, &str) -> Result<()>,
 }
 
 /// All drivers.
@@ -50,7 +50,7 @@ pub const DRIVERS: &[Entry] = &[
 ];
 
 /// For drivers whose VM dies with the daemon.
-fn nothing_left(_source: &str) -> Result<()> {
+fn nothing_left(_source: &str, _note: &str) -> Result<()> {
     Ok(())
 }
 
@@ -75,13 +75,13 @@ pub fn open(source: &str, host: Arc<dyn Host>) -> Result<Box<dyn Driver>> {
     (find(&source.driver)?.open)(source, host)
 }
 
-/// Lets the VM run on that `source` names.
+/// Undoes what a killed daemon did to the VM that `source` names, as its driver noted it.
 ///
 /// # Errors
 /// As the driver says.
-pub fn recover(source: &str) -> Result<()> {
+pub fn recover(source: &str, note: &str) -> Result<()> {
     let parsed = text::source::parse(source)?;
-    (find(&parsed.driver)?.recover)(source)
+    (find(&parsed.driver)?.recover)(source, note)
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use crate::fuse::Waiting;
 use crate::guardian::journal::Journal;
 use crate::guardian::keep::{Guardians, Log};
 use crate::guardian::mounts::{self, Mount};
-use crate::guardian::pauses::Journaled;
+use crate::guardian::notes::Noting;
 use crate::text::options;
 use crate::tree::Tree;
 use crate::{drivers, fuse};
@@ -84,12 +84,11 @@ fn finish(tree: Arc<Tree>, ends: &Ends, guardians: Guardians, gone: bool) {
     guardians.finish();
 }
 
-/// Opens the driver, its pauses noted in the journal.
+/// Opens the driver, which notes in the journal what would have to be undone.
 fn open(request: &Request, ends: &Ends, journal: Arc<Journal>) -> Result<Arc<dyn Driver>> {
-    let driver = drivers::open(&request.source, Arc::new(ends.host()))?;
-    let journaled = Journaled::new(Arc::from(driver), &request.source, journal)
-        .map_err(|error| io_error("current directory", error))?;
-    Ok(Arc::new(journaled))
+    let host = Noting::new(ends.host(), &request.source, journal)
+        .map_err(|error| io_error("undo journal, or the current directory", error))?;
+    Ok(Arc::from(drivers::open(&request.source, Arc::new(host))?))
 }
 
 /// Makes the mount and sees to it that its end is noticed.

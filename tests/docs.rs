@@ -34,8 +34,10 @@ fn links(page: &str) -> Vec<&str> {
 #[test]
 fn every_link_of_the_pages_leads_to_a_file() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let docs = fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
-    let pages: Vec<_> = docs.chain([root.join("README.md")]).collect();
+    let folders = ["docs", "docs/examples"].map(|folder| fs::read_dir(root.join(folder)).unwrap());
+    let docs = folders.into_iter().flatten().map(|entry| entry.unwrap().path());
+    let pages: Vec<_> = docs.filter(|path| path.extension().is_some_and(|is| is == "md")).collect();
+    let pages = pages.into_iter().chain([root.join("README.md")]);
     let mut dead = Vec::new();
     let mut seen = 0;
     for page in pages {

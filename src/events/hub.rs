@@ -238,17 +238,26 @@ impl Hub {
             self.pump.stop();
             return;
         }
-        if let Err(error) = self.rearm(&mut self.arming.lock())
-            && error.errno() != Errno::ENODEV
-        {
-            log::warn!("events could not be disarmed: {error}");
-        }
+        self.disarm_all();
         self.pump.wait();
     }
 }
 
 /// Arming.
 impl Hub {
+    /// Disarms all, for the end. It tries twice: there is nobody after it who would.
+    fn disarm_all(self: &Arc<Self>) {
+        let mut arming = self.arming.lock();
+        for _ in 0..2 {
+            match self.rearm(&mut arming) {
+                Err(error) if error.errno() != Errno::ENODEV => {
+                    log::warn!("events could not be disarmed: {error}");
+                }
+                _ => return,
+            }
+        }
+    }
+
     /// Arms what a file is of.
     pub(super) fn arm(self: &Arc<Self>, filter: &Filter, mode: Mode) -> FsResult<()> {
         let mut arming = self.arming.lock();

@@ -3,7 +3,8 @@
 //!
 //! Layout of the file: an 8-byte magic number with the version, then one slot a kind, `SLOT_BYTES` apart: a
 //! valid flag (4 bytes), the payload's length (4 bytes, little-endian), the payload. The flag is written last and
-//! cleared first, so a reader never sees half an entry.
+//! cleared first, so a reader never sees half an entry. What a driver notes has two slots, which are written in turn:
+//! the one with the larger number (8 bytes, in the place of the flag; then the length) counts. So a note is replaced at once.
 
 use std::fs::{self, File};
 use std::io;
@@ -11,6 +12,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::MemfdFlags;
 
@@ -20,6 +22,10 @@ const MAGIC: [u8; 8] = *b"vmtreeJ\x01";
 /// Room for an entry: two paths of PATH_MAX (4096) bytes and a little.
 const SLOT_BYTES: u64 = 16384;
 const LARGEST: usize = SLOT_BYTES as usize - 8;
+/// The first of the two slots of a driver's note.
+const NOTES: u64 = 4;
+/// The number of a note and its length.
+const NOTE_HEADER: usize = 16;
 
 /// What an entry tells of. Its number is that of its slot.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -27,22 +33,26 @@ const LARGEST: usize = SLOT_BYTES as usize - 8;
 enum Slot {
     Mounting = 1,
     Mounted = 2,
-    Paused = 3,
+    Vm = 3,
 }
 
-/// A pause of ours that would outlive the daemon.
+/// What a driver did to its VM that would outlive the daemon.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Paused {
+pub struct Owed {
     /// The VM, as the user wrote it.
     pub source: String,
     /// The directory that relative paths in it start from.
     pub directory: PathBuf,
+    /// What to undo, in the driver's own words.
+    pub note: String,
 }
 
 /// The journal, in the daemon or in a guardian.
 #[derive(Debug)]
 pub struct Journal {
     file: File,
+    /// The number of the last note.
+    notes: Mutex<u64>,
 }
 
 impl Journal {
@@ -53,7 +63,7 @@ impl Journal {
     pub fn create() -> io::Result<Self> {
         let file = File::from(rustix::fs::memfd_create("vmtree-journal", MemfdFlags::CLOEXEC)?);
         file.write_all_at(&MAGIC, 0)?;
-        Ok(Self { file })
+        Ok(Self { file, notes: Mutex::default() })
     }
 
     /// The journal that a daemon handed over.
@@ -66,7 +76,7 @@ impl Journal {
         if magic != MAGIC {
             return Err(io::Error::other("not an undo journal of this version of vmtree"));
         }
-        Ok(Self { file })
+        Ok(Self { file, notes: Mutex::default() })
     }
 
     /// The file to hand to a guardian.
@@ -122,22 +132,33 @@ impl Journal {
         self.clear(Slot::Mounted)
     }
 
-    /// Notes that we are about to pause the VM.
+    /// Notes which VM the driver's notes are about.
     ///
     /// # Errors
     /// As [`Journal::mounting`].
-    pub fn paused(&self, paused: &Paused) -> io::Result<()> {
-        let directory = paused.directory.as_os_str().as_bytes();
-        let payload = [paused.source.as_bytes(), b"\0", directory].concat();
-        self.write(Slot::Paused, &payload)
+    pub fn vm(&self, source: &str, directory: &Path) -> io::Result<()> {
+        self.write(Slot::Vm, &[source.as_bytes(), b"\0", directory.as_os_str().as_bytes()].concat())
     }
 
-    /// Notes that nothing is paused by us any more.
+    /// Keeps what a driver says is to be undone, in the place of what it said before; empty: nothing.
     ///
     /// # Errors
-    /// The entry could not be written.
-    pub fn resumed(&self) -> io::Result<()> {
-        self.clear(Slot::Paused)
+    /// It does not fit or could not be written; what was kept before stands.
+    pub fn note(&self, note: &str) -> io::Result<()> {
+        let mut number = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        if note.len() > SLOT_BYTES as usize - NOTE_HEADER {
+            return Err(io::Error::other("what a driver has to undo is too long for the undo journal"));
+        }
+        let next = *number + 1;
+        let at = (NOTES + next % 2) * SLOT_BYTES;
+        if !note.is_empty() {
+            self.file.write_all_at(note.as_bytes(), at + NOTE_HEADER as u64)?;
+        }
+        // Until here the slot has an older number than the other one, which counts.
+        self.file.write_all_at(&(note.len() as u64).to_le_bytes(), at + 8)?;
+        self.file.write_all_at(&next.to_le_bytes(), at)?;
+        *number = next;
+        Ok(())
     }
 
     /// The path where a mount was about to be made.
@@ -157,16 +178,36 @@ impl Journal {
         parse_mark(&payload).map(Some).ok_or_else(|| io::Error::other("a spoilt entry in the undo journal"))
     }
 
-    /// The pause that is ours.
+    /// What the driver said last, unless that was nothing.
     ///
     /// # Errors
     /// The journal could not be read.
-    pub fn read_paused(&self) -> io::Result<Option<Paused>> {
-        let Some(payload) = self.read(Slot::Paused)? else { return Ok(None) };
-        let mut parts = payload.splitn(2, |&byte| byte == 0);
+    pub fn read_owed(&self) -> io::Result<Option<Owed>> {
+        let numbers = [self.read_u64(NOTES * SLOT_BYTES)?, self.read_u64((NOTES + 1) * SLOT_BYTES)?];
+        let at = (NOTES + u64::from(numbers[1] > numbers[0])) * SLOT_BYTES;
+        let bytes = self.read_u64(at + 8)? as usize;
+        if bytes == 0 {
+            return Ok(None);
+        }
+        let mut note = vec![0; bytes.min(SLOT_BYTES as usize - NOTE_HEADER)];
+        self.file.read_exact_at(&mut note, at + NOTE_HEADER as u64)?;
+        let note = String::from_utf8_lossy(&note).into_owned();
+        let vm = self.read(Slot::Vm)?.unwrap_or_default();
+        let mut parts = vm.splitn(2, |&byte| byte == 0);
         let source = String::from_utf8_lossy(parts.next().unwrap_or_default()).into_owned();
         let directory = into_path(parts.next().unwrap_or_default().to_vec());
-        Ok(Some(Paused { source, directory }))
+        Ok(Some(Owed { source, directory, note }))
+    }
+
+    /// Forgets what the driver said, which is undone. Not for the daemon, whose driver may say more.
+    ///
+    /// # Errors
+    /// The entry could not be written.
+    pub fn undone(&self) -> io::Result<()> {
+        for slot in [NOTES, NOTES + 1] {
+            self.file.write_all_at(&[0; NOTE_HEADER], slot * SLOT_BYTES)?;
+        }
+        Ok(())
     }
 
     fn write(&self, slot: Slot, payload: &[u8]) -> io::Result<()> {
@@ -196,12 +237,20 @@ impl Journal {
         Ok(Some(payload))
     }
 
-    /// A number at `at`; 0 where nothing was ever written.
     fn read_u32(&self, at: u64) -> io::Result<u32> {
-        let mut word = [0; 4];
+        Ok(u32::from_le_bytes(self.read_word(at)?))
+    }
+
+    fn read_u64(&self, at: u64) -> io::Result<u64> {
+        Ok(u64::from_le_bytes(self.read_word(at)?))
+    }
+
+    /// The bytes at `at`; zeros where nothing was ever written.
+    fn read_word<const BYTES: usize>(&self, at: u64) -> io::Result<[u8; BYTES]> {
+        let mut word = [0; BYTES];
         match self.file.read_exact_at(&mut word, at) {
             Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => Err(error),
-            _ => Ok(u32::from_le_bytes(word)),
+            _ => Ok(word),
         }
     }
 }
@@ -240,13 +289,38 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_is_noted_and_taken_back() {
+    fn the_last_note_counts_and_an_empty_one_is_none() {
         let journal = Journal::create().unwrap();
-        let paused = Paused { source: "qemu:vm.qmp".to_owned(), directory: PathBuf::from("/tmp") };
-        journal.paused(&paused).unwrap();
-        assert_eq!(journal.read_paused().unwrap(), Some(paused));
-        journal.resumed().unwrap();
-        assert_eq!(journal.read_paused().unwrap(), None);
+        let reader = Journal::open(journal.share().unwrap()).unwrap();
+        journal.vm("qemu:vm.qmp", Path::new("/tmp")).unwrap();
+        assert_eq!(reader.read_owed().unwrap(), None);
+        for note in ["stopped", "stopped\nring", "x", "", "stopped", "", ""] {
+            journal.note(note).unwrap();
+            let owed = reader.read_owed().unwrap();
+            assert_eq!(owed.as_ref().map_or("", |owed| &owed.note), note);
+            if let Some(owed) = owed {
+                assert_eq!(
+                    (owed.source.as_str(), owed.directory.as_path()),
+                    ("qemu:vm.qmp", Path::new("/tmp"))
+                );
+            }
+        }
+        journal.note("kept").unwrap();
+        assert!(journal.note(&"x".repeat(SLOT_BYTES as usize)).is_err());
+        assert_eq!(reader.read_owed().unwrap().unwrap().note, "kept");
+        reader.undone().unwrap();
+        assert_eq!(reader.read_owed().unwrap(), None);
+    }
+
+    #[test]
+    fn a_note_that_is_cut_off_leaves_the_one_before() {
+        let journal = Journal::create().unwrap();
+        journal.note("first").unwrap();
+        journal.note("second").unwrap();
+        // The third was being written where the first stood.
+        let at = (NOTES + 1) * SLOT_BYTES;
+        journal.file.write_all_at(b"third of three", at + NOTE_HEADER as u64).unwrap();
+        assert_eq!(journal.read_owed().unwrap().unwrap().note, "second");
     }
 
     #[test]

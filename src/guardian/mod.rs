@@ -4,7 +4,7 @@
 pub mod journal;
 pub mod keep;
 pub mod mounts;
-pub mod pauses;
+pub mod notes;
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use journal::{Journal, Paused};
+use journal::{Journal, Owed};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::drivers;
@@ -67,10 +67,10 @@ pub fn undo(journal: &Journal, wait: bool) -> io::Result<()> {
         undo_unfinished(&path);
     }
     journal.unmounted()?;
-    if let Some(paused) = journal.read_paused()? {
-        recover(&paused);
+    if let Some(owed) = journal.read_owed()? {
+        recover(&owed);
     }
-    journal.resumed()
+    journal.undone()
 }
 
 /// The daemon died between mounting and noting the mount: a mount there that is dead is its own.
@@ -84,12 +84,13 @@ fn undo_unfinished(path: &Path) {
     }
 }
 
-fn recover(paused: &Paused) {
+fn recover(owed: &Owed) {
+    let Owed { source, directory, note } = owed;
     // Relative paths in the source were the daemon's.
-    let _ = std::env::set_current_dir(&paused.directory);
-    match drivers::recover(&paused.source) {
-        Ok(()) => log::info!("resumed {}", paused.source),
-        Err(error) => log::error!("resume {}: {error}", paused.source),
+    let _ = std::env::set_current_dir(directory);
+    match drivers::recover(source, note) {
+        Ok(()) => log::info!("{source}: undone: {}", note.trim_end().replace('\n', ", ")),
+        Err(error) => log::error!("undo what was done to {source}: {error}"),
     }
     let _ = std::env::set_current_dir("/");
 }
@@ -110,13 +111,13 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_is_undone_once_even_where_its_driver_is_unknown_or_its_directory_gone() {
+    fn a_note_is_undone_once_even_where_its_driver_is_unknown_or_its_directory_gone() {
         let journal = Journal::create().unwrap();
         for source in ["emu:", "vmware:x", ""] {
-            let directory = "/nowhere/at/all".into();
-            journal.paused(&Paused { source: source.to_owned(), directory }).unwrap();
+            journal.vm(source, Path::new("/nowhere/at/all")).unwrap();
+            journal.note("stopped").unwrap();
             undo(&journal, true).unwrap();
-            assert_eq!(journal.read_paused().unwrap(), None);
+            assert_eq!(journal.read_owed().unwrap(), None);
         }
     }
 

@@ -8,7 +8,7 @@ use vmtree_api::views::Remap;
 use vmtree_api::{Error, ErrorKind, Gfn, VcpuId, ViewId};
 
 use super::{Ctx, Place, Tree};
-use crate::error::{FsError, FsResult};
+use crate::error::{Errno, FsError, FsResult};
 use crate::events::ViewNames;
 use crate::text;
 
@@ -193,9 +193,7 @@ impl Tree {
         if made.is_empty() {
             return;
         }
-        if let Err(error) = views.switch(None, DEFAULT) {
-            log::warn!("back to the default view: {error}");
-        }
+        twice("the default view could not be put back", || Ok(views.switch(None, DEFAULT)?));
         for view in made {
             self.drop_view(view.id, &view.name);
             self.views.remove(view.item);
@@ -203,8 +201,16 @@ impl Tree {
     }
 
     fn drop_view(&self, id: ViewId, name: &str) {
-        if let Err(error) = self.hub.remove_view(id) {
-            log::warn!("views/{name} could not be removed: {error}");
+        twice(&format!("views/{name} could not be removed"), || self.hub.remove_view(id));
+    }
+}
+
+/// Takes something back, where there is nobody who would try again.
+fn twice(what: &str, undo: impl Fn() -> FsResult<()>) {
+    for _ in 0..2 {
+        match undo() {
+            Err(error) if error.errno() != Errno::ENODEV => log::warn!("{what}: {error}"),
+            _ => return,
         }
     }
 }

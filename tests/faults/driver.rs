@@ -1,24 +1,53 @@
 //! A driver over the built-in machine that fails its Nth call, hangs in its calls, or says that its VM is gone.
 
-use std::io::Write;
+use std::collections::BTreeSet;
+use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use vmtree_api::events::{EventSource, Injection, Wanted};
+use vmtree_api::views::Views;
 use vmtree_api::*;
+use vmtree_guest::mailbox::{Counter, counter_of};
+use vmtree_guest::{Bytes, Mailbox};
+
+/// The calls that are counted by themselves: how many there are of some is not the session's alone to say.
+#[derive(Clone, Copy, Debug)]
+pub enum Call {
+    /// All others.
+    Plain,
+    /// For the next event.
+    Next,
+    /// The answer to a held event.
+    Reply,
+    /// Which view a vCPU is on. stat(2) asks it too, for a size, and has nobody to tell of an error.
+    Look,
+}
 
 /// When and how calls go wrong.
 #[derive(Default)]
 struct Plan {
-    calls: AtomicU64,
-    fails_at: AtomicU64,
+    /// By [`Call`].
+    calls: [AtomicU64; 4],
+    /// By [`Call`]; counted from 1, and 0 is none.
+    fails_at: [AtomicU64; 4],
     struck: AtomicBool,
+    made: Mutex<Made>,
+    held: AtomicU64,
     gone: AtomicBool,
     hung: AtomicU64,
     hanging: Mutex<bool>,
     plugged: Mutex<Vec<Block>>,
     release: Condvar,
+}
+
+/// What the driver below was told to.
+#[derive(Default)]
+pub struct Made {
+    pub wanted: Wanted,
+    pub views: BTreeSet<ViewId>,
 }
 
 #[derive(Clone)]
@@ -27,13 +56,35 @@ pub struct Faults(Arc<Plan>);
 impl Faults {
     /// The call with this number, counted from 0, fails; all others work.
     pub fn nth(nth: u64) -> Self {
-        Self(Arc::new(Plan { fails_at: AtomicU64::new(nth), ..Plan::default() }))
+        Self::of(Call::Plain, nth)
+    }
+
+    /// The same, of one kind of call.
+    pub fn of(call: Call, nth: u64) -> Self {
+        let faults = Self(Arc::default());
+        faults.0.fails_at[call as usize].store(nth.wrapping_add(1), Ordering::SeqCst);
+        faults
+    }
+
+    /// What the driver below was told to.
+    pub fn made(&self) -> MutexGuard<'_, Made> {
+        self.0.made.lock()
+    }
+
+    /// How many events are held.
+    pub fn held(&self) -> u64 {
+        self.0.held.load(Ordering::SeqCst)
+    }
+
+    /// What the error of the call that fails says; no other says the same.
+    pub fn error(&self) -> String {
+        format!("this call was to fail, by plan {:p}.", self.0)
     }
 
     /// From now on the call with this number fails.
     pub fn strike_at(&self, nth: u64) {
-        self.0.calls.store(0, Ordering::SeqCst);
-        self.0.fails_at.store(nth, Ordering::SeqCst);
+        self.0.calls[Call::Plain as usize].store(0, Ordering::SeqCst);
+        self.0.fails_at[Call::Plain as usize].store(nth + 1, Ordering::SeqCst);
     }
 
     /// Whether it has come to that call.
@@ -71,6 +122,10 @@ impl Faults {
     }
 
     pub fn call(&self, may_wait: bool) -> Result<()> {
+        self.count(Call::Plain, may_wait)
+    }
+
+    pub fn count(&self, call: Call, may_wait: bool) -> Result<()> {
         if self.0.gone.load(Ordering::SeqCst) {
             return Err(Error::new(ErrorKind::Gone, "test", "the VM is gone"));
         }
@@ -83,11 +138,28 @@ impl Faults {
                 self.0.release.wait(&mut hanging);
             }
         }
-        if self.0.calls.fetch_add(1, Ordering::SeqCst) == self.0.fails_at.load(Ordering::SeqCst) {
+        let number = self.0.calls[call as usize].fetch_add(1, Ordering::SeqCst) + 1;
+        if number == self.0.fails_at[call as usize].load(Ordering::SeqCst) {
             self.0.struck.store(true, Ordering::SeqCst);
-            return Err(Error::new(ErrorKind::Io, "test", "this call was to fail"));
+            return Err(Error::new(ErrorKind::Io, "test", self.error()));
         }
         Ok(())
+    }
+}
+
+/// An event that is held, counted as long as it is.
+pub struct Counted(Faults);
+
+impl Counted {
+    pub fn new(faults: &Faults) -> Self {
+        faults.0.held.fetch_add(1, Ordering::SeqCst);
+        Self(faults.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.0.held.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -100,15 +172,13 @@ impl Inner {
         self.0.execution().unwrap().state().unwrap()
     }
 
-    /// Whether the vCPU goes on: it executes instructions, on the default view.
-    pub fn goes_on(&self) -> bool {
-        let registers = || self.0.registers().unwrap().read(VcpuId(0)).unwrap();
-        let before = registers();
-        let moves = (0..500).any(|_| {
-            std::thread::sleep(std::time::Duration::from_millis(10));
-            registers() != before
-        });
-        moves && self.0.views().unwrap().current(VcpuId(0)).unwrap() == ViewId(0)
+    /// How many ticks of its timer a vCPU has had.
+    pub fn ticks(&self, vcpu: u32) -> u64 {
+        Mailbox::new(self.clone()).word(counter_of(u64::from(vcpu), Counter::Ticks)).unwrap()
+    }
+
+    pub fn view(&self, vcpu: u32) -> ViewId {
+        self.0.views().unwrap().current(VcpuId(vcpu)).unwrap()
     }
 
     pub fn force_resume(&self) {
@@ -120,6 +190,15 @@ impl Inner {
             panic!("an x86-64 machine");
         };
         (regs.gpr[14], regs.gpr[15])
+    }
+}
+
+impl Bytes for Inner {
+    fn read(&self, gpa: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.0.memory().read(Gpa(gpa), buf).map(drop).map_err(io::Error::other)
+    }
+    fn write(&self, gpa: u64, data: &[u8]) -> io::Result<()> {
+        self.0.memory().write(Gpa(gpa), data).map(drop).map_err(io::Error::other)
     }
 }
 
@@ -153,15 +232,15 @@ impl Driver for Faulty {
         self.inner.execution()?;
         Ok(self)
     }
-    fn events(&self) -> std::result::Result<&dyn events::EventSource, Missing> {
+    fn events(&self) -> std::result::Result<&dyn EventSource, Missing> {
         self.inner.events()?;
         Ok(self)
     }
-    fn views(&self) -> std::result::Result<&dyn views::Views, Missing> {
+    fn views(&self) -> std::result::Result<&dyn Views, Missing> {
         self.inner.views()?;
         Ok(self)
     }
-    fn injection(&self) -> std::result::Result<&dyn events::Injection, Missing> {
+    fn injection(&self) -> std::result::Result<&dyn Injection, Missing> {
         self.inner.injection()?;
         Ok(self)
     }

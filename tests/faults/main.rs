@@ -6,6 +6,7 @@
 mod driver;
 mod events;
 mod mounted;
+mod sessions;
 
 use std::fs;
 use std::io::Read;
@@ -57,55 +58,6 @@ fn whichever_call_fails_the_vm_is_given_back() {
         assert!(failed <= 3, "one failing call ({nth}) spoils {failed} steps");
     }
     assert!(untouched > 10, "only {untouched} calls were made: the session tests too little");
-}
-
-/// What a user may do with events and views; none of it may hang or panic, whatever fails.
-fn event_session(mounted: &Mounted) -> Vec<std::io::Result<()>> {
-    let path = |name: &str| mounted.path().join(name);
-    let write = |name: &str, text: &str| fs::write(path(name), text);
-    let control = |name: &str| fs::File::options().read(true).write(true).open(path(name));
-    vec![
-        fs::File::open(path("events/cr3")).map(drop),
-        control("events/interrupt").and_then(|mut file| file.read(&mut [0; 4096])).map(drop),
-        write("views/0/access", "0x1000-0x2000 r-x"),
-        fs::create_dir(path("views/hooks")),
-        write("views/hooks/remap", "0x800000 copy"),
-        fs::File::open(path("views/hooks/mem")).and_then(|file| file.read_exact_at(&mut [0; 64], 0x800000)),
-        write("view", "hooks"),
-        fs::create_dir(path("views/other")),
-        fs::remove_dir(path("views/other")),
-        // Open, and held, until the mount ends.
-        control("events/cr3").and_then(|mut file| {
-            let got = file.read(&mut [0; 4096]).map(drop);
-            std::mem::forget(file);
-            got
-        }),
-    ]
-}
-
-#[test]
-fn whichever_call_fails_the_guest_goes_on_by_itself() {
-    if !possible("whichever_call_fails_the_guest_goes_on_by_itself") {
-        return;
-    }
-    for nth in 0.. {
-        let faults = Faults::nth(nth);
-        let (faulty, inner) = Faulty::over_emu(faults.clone());
-        let mounted = Mounted::new(faulty);
-        let failed = event_session(&mounted).iter().filter(|step| step.is_err()).count();
-        let struck = faults.struck();
-        mounted.release();
-        // What fails while the mount ends is for the driver's own end to undo.
-        if struck || !faults.struck() {
-            assert!(inner.goes_on(), "held for ever after call {nth} failed");
-        }
-        if !faults.struck() {
-            assert_eq!(failed, 0, "a session without a fault");
-            assert!(nth > 10, "only {nth} calls were made");
-            break;
-        }
-        assert!(failed <= 5, "one failing call ({nth}) spoils {failed} steps");
-    }
 }
 
 #[test]

@@ -5,7 +5,6 @@
 
 mod driver;
 #[path = "../faults/mounted.rs"]
-#[allow(dead_code, reason = "other tests use the rest")]
 mod mounted;
 
 use std::time::Duration;

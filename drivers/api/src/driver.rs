@@ -78,6 +78,17 @@ pub trait Driver: Send + Sync {
 pub trait Host: Send + Sync {
     /// The VM is gone; every later driver call fails with [`crate::ErrorKind::Gone`]. May be called more than once.
     fn ended(&self, why: &str);
+
+    /// Keeps what is to be undone if this process is killed, in the place of what it kept before, where the processes
+    /// that outlive it find it; empty: nothing. They hand it to the driver's own recovery. Called before each act that
+    /// would outlive the process: a VM that is stopped for an instant, an event ring that is taken. See [`crate::undo::Undo`].
+    ///
+    /// # Errors
+    /// It could not be kept, and what was kept before stands: the act must not be done.
+    fn note(&self, undo: &str) -> crate::Result<()> {
+        let _ = undo;
+        Ok(())
+    }
 }
 
 /// A host that doesn't care, for `vmtree info`, `vmtree list` and tests.

@@ -13,6 +13,7 @@ pub mod memory;
 pub mod number;
 pub mod registers;
 pub mod source;
+pub mod undo;
 pub mod views;
 pub mod x86;
 

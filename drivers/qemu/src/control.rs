@@ -3,6 +3,8 @@
 //! Others stop it and let it go on too. We owe a `cont` from our `stop` until it is given or until somebody else lets
 //! the VM run; QEMU's events tell us so, because the connection stays open in between.
 
+mod stopped;
+
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread;
@@ -13,9 +15,12 @@ use serde_json::Value;
 use vmtree_api::{Error, ErrorKind, Result};
 
 use crate::agent::Holds;
+use crate::clock::Clock;
+use crate::debts::Debts;
 use crate::link::Link;
 use crate::qmp::Qmp;
 use crate::runstate::Status;
+pub use stopped::Stopped;
 
 /// How long we try to let the VM go on where its monitor does not answer; then the watcher goes on trying.
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -23,6 +28,7 @@ pub const PATIENCE: Duration = Duration::from_secs(5);
 /// Control over a VM.
 pub struct Control {
     session: Mutex<Session>,
+    debts: Arc<Debts>,
 }
 
 /// What is known while the lock is held.
@@ -33,30 +39,26 @@ pub struct Session {
     /// Grows when somebody else ends our pauses: those of an earlier epoch count no more.
     pub epoch: u64,
     /// We stopped the VM, and nobody has let it run since.
-    pub owed: bool,
+    owed: bool,
     /// A `stop` of ours waits in QEMU for a vCPU that is held.
     pub stopping: bool,
     /// The vCPUs that are held, where there is an agent.
     pub holds: Option<Arc<Holds>>,
+    /// The same as `owed`, noted for those who come after us before we do it.
+    debts: Arc<Debts>,
+    /// The VM's clock in our pause.
+    clock: Option<Clock>,
     /// Events told that the memory map may have changed, or some were missed.
     pub map_suspect: bool,
 }
 
-/// The VM during [`Control::while_stopped`].
-pub struct Stopped<'a> {
-    session: &'a mut Session,
-    line: Arc<Qmp>,
-    /// It was running when we came.
-    ours: bool,
-}
-
 impl Control {
-    /// Control through `qmp` and its successors; `ended` is set when QEMU has ended.
+    /// Control through `qmp` and its successors; `ended` is set when QEMU has ended. What we owe is noted in `debts`.
     ///
     /// # Errors
     /// Those of [`Qmp::peer`].
-    pub fn new(qmp: Qmp, ended: Arc<AtomicBool>) -> Result<Self> {
-        let link = Link::new(qmp, ended)?;
+    pub fn new(qmp: Qmp, ended: Arc<AtomicBool>, debts: Debts) -> Result<Self> {
+        let (link, debts) = (Link::new(qmp, ended)?, Arc::new(debts));
         let session = Session {
             link,
             pauses: 0,
@@ -64,9 +66,17 @@ impl Control {
             owed: false,
             stopping: false,
             holds: None,
+            debts: Arc::clone(&debts),
+            clock: None,
             map_suspect: false,
         };
-        Ok(Self { session: Mutex::new(session) })
+        Ok(Self { session: Mutex::new(session), debts })
+    }
+
+    /// What we owe to this QEMU.
+    #[must_use]
+    pub fn debts(&self) -> Arc<Debts> {
+        Arc::clone(&self.debts)
     }
 
     /// The session, for this caller alone.
@@ -103,7 +113,7 @@ impl Control {
             Status::Stopped | Status::Failed | Status::Passing => false,
             Status::Migrated => return Err(migrated()),
         };
-        let mut stopped = Stopped { session: &mut session, line, ours };
+        let mut stopped = Stopped::new(&mut session, line, ours);
         let value = f(&mut stopped)?;
         stopped.end()?;
         Ok(value)
@@ -167,7 +177,7 @@ impl Session {
     pub fn stop(&mut self) -> Result<bool> {
         let line = self.open_line()?;
         // Owed from here on: who knows what has happened when no answer comes.
-        self.owed = true;
+        self.owe()?;
         let holds = self.holds.clone();
         let held = || holds.as_ref().is_some_and(|holds| holds.any());
         let answer = self.heard(line.execute_unless("stop", Value::Null, held));
@@ -182,7 +192,9 @@ impl Session {
                 self.suspect_map(&events);
                 // A stop of a stopped VM has no event. One that is resumed at once was resumed by somebody else.
                 let last = events.iter().rev().find(|event| matches!(event.as_str(), "STOP" | "RESUME"));
-                self.owed = last.is_some_and(|event| event == "STOP");
+                if last.is_none_or(|event| event != "STOP") {
+                    self.owe_nothing();
+                }
                 Ok(self.owed)
             }
             Err(error) => {
@@ -203,7 +215,7 @@ impl Session {
             match self.try_release() {
                 Ok(()) => {}
                 Err(error) if error.kind() == ErrorKind::Gone && self.link.check_alive().is_err() => {
-                    self.owed = false;
+                    self.owe_nothing();
                     return Err(error);
                 }
                 Err(error) if Instant::now() >= deadline => {
@@ -227,7 +239,7 @@ impl Session {
             self.heard(line.execute("cont", Value::Null))?;
             self.ignore_own(&line)?;
         }
-        self.owed = false;
+        self.owe_nothing();
         Ok(())
     }
 
@@ -248,9 +260,35 @@ impl Session {
     /// Somebody else has let the VM run: our pauses are over.
     pub fn void(&mut self) {
         if self.owed || self.pauses > 0 {
-            self.owed = false;
             self.pauses = 0;
             self.epoch += 1;
+        }
+        self.owe_nothing();
+    }
+
+    fn owe(&mut self) -> Result<()> {
+        self.debts.stop(None)?;
+        self.owed = true;
+        Ok(())
+    }
+
+    fn owe_nothing(&mut self) {
+        self.owed = false;
+        self.clock = None;
+        self.debts.stop_done();
+        self.debts.step_done();
+    }
+
+    /// Notes the VM's clock, where a stop of ours will hold for longer: whoever has let the VM run when we are dead is
+    /// known by it. Where it can't be had, the note says less.
+    pub fn note_clock(&mut self, line: &Qmp) {
+        if !self.owed {
+            return;
+        }
+        let read = self.clock.map_or_else(|| Clock::read(line), |clock| clock.again(line));
+        match self.heard(read).and_then(|clock| self.debts.stop(clock).map(|()| clock)) {
+            Ok(clock) => self.clock = clock,
+            Err(error) => log::debug!("the VM's clock is not noted: {error}"),
         }
     }
 
@@ -266,7 +304,8 @@ impl Session {
             // Broken, it is closed.
             let _ = self.note(&line);
         }
-        if self.owed && self.pauses == 0 && !self.is_stopping() && self.release(Duration::ZERO).is_ok() {
+        let stopping = self.is_stopping();
+        if self.owed && self.pauses == 0 && !stopping && self.release(Duration::ZERO).is_ok() {
             log::info!("the VM is let go on after all");
         }
         if !self.owed {
@@ -313,77 +352,6 @@ impl Session {
     fn suspect_map(&mut self, events: &[String]) {
         const TELLING: &[&str] = &["RESET", "DEVICE_DELETED", "MEMORY_DEVICE_SIZE_CHANGE", "MIGRATION"];
         self.map_suspect |= events.iter().any(|event| TELLING.contains(&event.as_str()));
-    }
-}
-
-impl Stopped<'_> {
-    /// The monitor.
-    #[must_use]
-    pub fn qmp(&self) -> &Qmp {
-        &self.line
-    }
-
-    /// Whether the VM was running when we came, so that it will go on.
-    #[must_use]
-    pub fn was_running(&self) -> bool {
-        self.ours
-    }
-
-    /// Stops the VM again if somebody has let it run since. `broke_in` says that a request to the gdbstub has stopped it
-    /// already: QEMU stops at any byte that comes. What they let run goes on at the end, as they left it.
-    /// Returns whether somebody has let it run.
-    ///
-    /// # Errors
-    /// The VM may run.
-    pub fn renew(&mut self, broke_in: bool) -> Result<bool> {
-        let events = self.session.heard(self.line.events())?;
-        self.session.suspect_map(&events);
-        // A STOP alone: the RESUME before it was noted just after QEMU had told that it stood still.
-        let resumed = events.iter().any(|event| matches!(event.as_str(), "RESUME" | "STOP"));
-        if resumed {
-            self.session.void();
-            self.ours = false;
-        }
-        if self.session.status()? == Status::Running {
-            self.ours = self.session.stop_now()?;
-        } else if resumed && broke_in {
-            self.session.owed = true;
-            self.ours = true;
-        }
-        Ok(resumed)
-    }
-
-    /// Does `f`, in which the VM is run and stopped through a gdbstub: STOP and RESUME are taken for our own then. The
-    /// VM stands still again when this returns.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Busy`] if somebody has let the VM run before; those of `f`.
-    pub fn stepping<T>(&mut self, f: impl FnOnce(&Qmp) -> Result<T>) -> Result<T> {
-        if self.session.status()? == Status::Running {
-            return Err(Error::new(ErrorKind::Busy, "step", "somebody has let the VM run meanwhile"));
-        }
-        let line = Arc::clone(&self.line);
-        let result = f(&line);
-        self.session.heard(line.execute("stop", Value::Null))?;
-        self.session.ignore_own(&line)?;
-        result
-    }
-
-    /// # Errors
-    /// The VM could not be told to go on.
-    fn end(mut self) -> Result<()> {
-        self.give_back()
-    }
-
-    fn give_back(&mut self) -> Result<()> {
-        if std::mem::take(&mut self.ours) { self.session.release(PATIENCE) } else { Ok(()) }
-    }
-}
-
-impl Drop for Stopped<'_> {
-    fn drop(&mut self) {
-        // Logged there.
-        let _ = self.give_back();
     }
 }
 

@@ -55,7 +55,7 @@ impl Fake {
 
     fn vm(&self) -> Vm {
         let qmp = Qmp::connect(&self.folder.path().join("qmp")).unwrap();
-        let control = Arc::new(Control::new(qmp, Arc::default()).unwrap());
+        let control = Arc::new(Control::new(qmp, Arc::default(), Debts::default()).unwrap());
         let registers = Access::new(Arc::clone(&control), std::process::id(), true, false);
         Vm(control, Arc::new(registers))
     }

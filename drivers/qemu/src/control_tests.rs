@@ -7,7 +7,7 @@ mod lab;
 
 fn control(vm: &lab::Vm) -> Control {
     let qmp = Qmp::connect(std::path::Path::new(&vm.qmp())).unwrap();
-    Control::new(qmp, Arc::default()).unwrap()
+    Control::new(qmp, Arc::default(), Debts::default()).unwrap()
 }
 
 fn idle() -> Option<(lab::Vm, Control)> {

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use vmtree_api::{Check, Missing};
 
 use crate::agent::Plugin;
+use crate::gdb::folder;
 use crate::process::Process;
 
 /// The bit of CAP_SYS_PTRACE (linux/capability.h).
@@ -21,6 +22,7 @@ pub fn checks() -> Vec<Check> {
         Check { what: "the memory of a QEMU process".to_owned(), found: rights(&status, yama.as_deref()) },
         Check { what: "QEMU".to_owned(), found: installed() },
         Check { what: "events of QEMU guests".to_owned(), found: plugin() },
+        Check { what: "folders of killed vmtrees in /tmp".to_owned(), found: Ok(swept(folder::sweep())) },
     ]
 }
 
@@ -47,6 +49,10 @@ fn plugin() -> Result<String, Missing> {
     }
     Err(Missing::new("libvmtree_qemu.so is neither beside this program nor in ../lib/vmtree")
         .cure(format!("put it there, then {}", plugin.cure())))
+}
+
+fn swept(folders: usize) -> String {
+    if folders == 0 { "none".to_owned() } else { format!("{folders} removed") }
 }
 
 fn installed() -> Result<String, Missing> {

@@ -13,8 +13,10 @@ use vmtree_api::{
 
 use crate::agent::{self, Events};
 use crate::control::Control;
+use crate::debts::Debts;
 use crate::execution::Vm;
 use crate::find::{self, Found};
+use crate::gdb::folder;
 use crate::keeper::Keeper;
 use crate::memory::GuestMemory;
 use crate::qmp::Qmp;
@@ -58,7 +60,9 @@ pub fn open(mut source: Source, host: Arc<dyn Host>) -> Result<Box<dyn Driver>> 
     memory.refresh(&qmp)?;
     verify(&qmp, &*memory)?;
     facts.extra.push(("memory", memory.ways()));
-    let control = Arc::new(Control::new(qmp, Arc::clone(&ended))?);
+    let debts = Debts::new(pid, Arc::clone(&host));
+    let control = Arc::new(Control::new(qmp, Arc::clone(&ended), debts)?);
+    folder::sweep();
     let with_gdb = registers::can_have_gdb(&*control.lock().settle()?)?;
     let kvm = facts.extra.contains(&("accelerator", "kvm".to_owned()));
     let agent = agent::find(

@@ -32,6 +32,12 @@ impl Execution for Vm {
             stop(&mut session)?;
         }
         session.pauses += 1;
+        if session.pauses == 1
+            && !session.stopping
+            && let Some(line) = session.link.line()
+        {
+            session.note_clock(&line);
+        }
         let (control, epoch) = (Arc::downgrade(&self.0), session.epoch);
         // Whoever else has a monitor of this QEMU can let it run.
         Ok(Pause::new(move || resume(&control, epoch)).shared())

@@ -6,7 +6,9 @@
 
 mod agent;
 mod backing;
+mod clock;
 mod control;
+mod debts;
 mod dial;
 mod doctor;
 mod driver;

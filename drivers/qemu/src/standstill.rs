@@ -28,6 +28,10 @@ impl Session {
         // QEMU does one command after the other.
         let done = self.heard(line.execute_unless("query-status", Value::Null, held));
         self.stopping = matches!(done, Ok(None));
+        if !self.stopping && self.pauses > 0 {
+            // What a pause notes at once where nobody is held.
+            self.note_clock(&line);
+        }
         self.stopping
     }
 

@@ -114,6 +114,7 @@ pub fn cases<B: Bytes>(mailbox: &Mailbox<B>, patience: Duration) -> Result<Vec<C
         all.extend(msrs_and_debug_registers(mailbox, vcpu)?);
         all.extend(interrupts(vcpu));
         all.extend(tables(mailbox, vcpu)?);
+        all.push(request(mailbox, vcpu, patience)?);
         if has_xsave(mailbox, patience)? {
             all.extend(extended_states(vcpu));
         }
@@ -203,6 +204,16 @@ fn interrupts(vcpu: u64) -> Vec<Case> {
     ]
 }
 
+/// A request that nobody watches: #UD where the machine answers none, else always the same answer.
+fn request<B: Bytes>(mailbox: &Mailbox<B>, vcpu: u64, patience: Duration) -> Result<Case, Error> {
+    let args = [2, 1, 2, 3];
+    let (ends, counted) = match mailbox.order(vcpu, Op::Vmcall, &args, patience)? {
+        Outcome::Done([answer, ..]) => (Ends::With(answer), (Counter::Vmcalls, 2)),
+        _ => (Ends::Faulted(6, 0, None, Some(mailbox.site(Site::Vmcall)?)), (Counter::InvalidOpcodes, 1)),
+    };
+    Ok(Case::new(vcpu, Op::Vmcall, &args, ends, &[counted]))
+}
+
 /// Whether the guest's CPU has XSAVE: CPUID leaf 1, ECX bit 26 (Intel SDM volume 2A, CPUID).
 fn has_xsave<B: Bytes>(mailbox: &Mailbox<B>, patience: Duration) -> Result<bool, Error> {
     let outcome = mailbox.order(0, Op::Cpuid, &[1, 1], patience)?;
@@ -232,7 +243,7 @@ fn tables<B: Bytes>(mailbox: &Mailbox<B>, vcpu: u64) -> Result<Vec<Case>, Error>
     let store =
         |n, table, first| case(Op::StoreTable, &[n, table], Ends::With(first), &[(Counter::TableStores, n)]);
     let area = layout::VCPU_AREAS + vcpu * layout::AREA;
-    let (xsetbv, vmcall) = (mailbox.site(Site::WriteXcr0)?, mailbox.site(Site::Vmcall)?);
+    let xsetbv = mailbox.site(Site::WriteXcr0)?;
     let undefined = |op, args: &[u64], rip| {
         let ends = Ends::Faulted(6, 0, None, rip);
         Case::new(vcpu, op, args, ends, &[(Counter::InvalidOpcodes, 1)])
@@ -248,10 +259,9 @@ fn tables<B: Bytes>(mailbox: &Mailbox<B>, vcpu: u64) -> Result<Vec<Case>, Error>
         store(4, 3, 0x30),
         Case::new(vcpu, Op::LoadTable, &[1, 4, 0], Ends::Refused, &[]),
         Case::new(vcpu, Op::StoreTable, &[1, 4], Ends::Refused, &[]),
-        // CR4.OSXSAVE is clear, and nobody answers a request.
+        // CR4.OSXSAVE is clear.
         undefined(Op::WriteXcr0, &[2, 1], Some(xsetbv)),
         undefined(Op::ReadXcr0, &[2], None),
-        undefined(Op::Vmcall, &[2, 1, 2, 3], Some(vmcall)),
     ])
 }
 

@@ -1,37 +1,32 @@
 //! QEMU's gdbstub, opened when it is needed and closed again: a private socket that only we can reach.
 
-use std::fs::{self, DirBuilder, File};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, flock};
 use serde_json::Value;
 use vmtree_api::{Error, ErrorKind, Result};
 
+use super::folder::{self, Folder};
 use super::stub::Stub;
+use crate::debts::Debts;
 use crate::qmp::Qmp;
 use crate::said::said;
 
 const OP: &str = "open QEMU's gdbstub";
 
-/// How a folder of ours begins.
-const FOLDER: &str = "vmtree-gdb-";
-
 /// How long an open gdbstub is kept that nobody uses.
 const IDLE: Duration = Duration::from_secs(3);
 
 /// The way to the gdbstub of a QEMU.
-#[derive(Debug)]
 pub struct Door {
     pid: u32,
+    debts: Arc<Debts>,
     open: Option<Open>,
     broke_in: bool,
 }
 
-#[derive(Debug)]
 struct Open {
     // Hung up before the folder goes.
     stub: Stub,
@@ -62,20 +57,15 @@ pub fn taken(qmp: &Qmp) -> Result<Option<Taken>> {
     Ok(Some(Taken { attached: address.is_none(), address: address.unwrap_or(name) }))
 }
 
-/// Closes a gdbstub that a killed vmtree left, and removes its folder.
+/// Closes a gdbstub that a killed vmtree left. Its folder is swept.
 ///
 /// # Errors
 /// Those of [`Qmp::execute`].
 pub fn clear(qmp: &Qmp) -> Result<()> {
-    let left = taken(qmp)?.filter(Taken::is_left_over);
-    if let Some(left) = left {
-        qmp.human("gdbserver none")?;
-        if let Some(folder) = left.folder() {
-            // Its socket is gone with the gdbstub.
-            let _ = fs::remove_dir(folder);
-        }
+    match taken(qmp)?.is_some_and(|taken| taken.is_left_over()) {
+        true => qmp.human("gdbserver none").map(drop),
+        false => Ok(()),
     }
-    Ok(())
 }
 
 impl Taken {
@@ -95,24 +85,18 @@ impl Taken {
         Path::new(path).parent()
     }
 
-    /// Whether it was left by a vmtree that was killed: its folder is ours by name, and nobody holds it.
+    /// Whether it was left by a vmtree that was killed, which QEMU may not have noticed yet.
     #[must_use]
     pub fn is_left_over(&self) -> bool {
-        let Some(folder) = self.folder() else { return false };
-        let ours = folder.file_name().is_some_and(|name| name.to_string_lossy().starts_with(FOLDER));
-        let free = || match File::open(folder) {
-            Ok(held) => flock(&held, FlockOperation::NonBlockingLockExclusive).is_ok(),
-            Err(error) => error.kind() == std::io::ErrorKind::NotFound,
-        };
-        ours && !self.attached && free()
+        self.folder().is_some_and(folder::is_left)
     }
 }
 
 impl Door {
-    /// The way to the gdbstub of the QEMU with this process id. Nothing is opened yet.
+    /// The way to the gdbstub of the QEMU with this process id, noted in `debts` while it is open. Nothing is opened yet.
     #[must_use]
-    pub fn new(pid: u32) -> Self {
-        Self { pid, open: None, broke_in: false }
+    pub fn new(pid: u32, debts: Arc<Debts>) -> Self {
+        Self { pid, debts, open: None, broke_in: false }
     }
 
     /// Whether it is open.
@@ -150,16 +134,18 @@ impl Door {
 
     fn opened(&self, qmp: &Qmp) -> Result<Open> {
         clear(qmp)?;
+        folder::sweep();
         if let Some(taken) = taken(qmp)? {
             return Err(taken.refusal());
         }
         let folder = Folder::new(self.pid)?;
+        self.debts.gdbstub(folder.path())?;
         let answer =
             qmp.human(&format!("gdbserver unix:{},server=on,wait=off", folder.socket().display()))?;
         match connect(&folder, &answer).and_then(Stub::begin) {
             Ok(stub) => Ok(Open { stub, folder, used: Instant::now() }),
             Err(error) => {
-                shut(qmp, &folder);
+                self.shut(qmp, &folder);
                 Err(error)
             }
         }
@@ -182,6 +168,7 @@ impl Door {
     /// Drops our end: QEMU is gone.
     pub fn forget(&mut self) {
         self.open = None;
+        self.debts.gdbstub_done();
     }
 
     /// Whether nobody has used it for a while. Else takes what has come, for QEMU not to wait with it.
@@ -195,7 +182,20 @@ impl Door {
         if let Some(Open { stub, folder, .. }) = self.open.take() {
             self.broke_in |= stub.broke_in();
             drop(stub);
-            shut(qmp, &folder);
+            self.shut(qmp, &folder);
+        }
+    }
+
+    /// Closes QEMU's end, if it is ours.
+    fn shut(&self, qmp: &Qmp, folder: &Folder) {
+        let ours = |taken: Taken| taken.folder() == Some(folder.path());
+        let closed = taken(qmp).and_then(|taken| match taken.is_some_and(ours) {
+            true => qmp.human("gdbserver none").map(drop),
+            false => Ok(()),
+        });
+        match closed {
+            Ok(()) => self.debts.gdbstub_done(),
+            Err(error) => log::warn!("QEMU's gdbstub stays open until the next mount: {error}"),
         }
     }
 }
@@ -209,71 +209,4 @@ fn connect(folder: &Folder, answer: &str) -> Result<UnixStream> {
         );
         Error::new(ErrorKind::Denied, OP, why).caused_by(error)
     })
-}
-
-/// Closes QEMU's end, if it is ours.
-fn shut(qmp: &Qmp, folder: &Folder) {
-    let ours = |taken: Taken| taken.address.contains(&*folder.path.to_string_lossy());
-    let closed = taken(qmp).and_then(|taken| match taken.is_some_and(ours) {
-        true => qmp.human("gdbserver none").map(drop),
-        false => Ok(()),
-    });
-    if let Err(error) = closed {
-        log::warn!("QEMU's gdbstub stays open until the next mount: {error}");
-    }
-}
-
-/// A folder for the socket, which nobody else can enter; locked while we live, and removed then.
-#[derive(Debug)]
-struct Folder {
-    path: PathBuf,
-    _lock: File,
-}
-
-impl Folder {
-    fn new(pid: u32) -> Result<Self> {
-        static SERIAL: AtomicU32 = AtomicU32::new(0);
-        let failed = |error: std::io::Error| {
-            Error::new(ErrorKind::Io, OP, "no folder for its socket can be made in /tmp").caused_by(error)
-        };
-        loop {
-            let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-            // The path stands in a line of the monitor and in a socket's address: short, and without commas.
-            let path = PathBuf::from(format!("/tmp/{FOLDER}{}-{serial}", std::process::id()));
-            match DirBuilder::new().mode(0o700).create(&path) {
-                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => continue,
-                made => made.map_err(failed)?,
-            }
-            let lock = File::open(&path).map_err(failed)?;
-            let folder = Self { path, _lock: lock };
-            flock(&folder._lock, FlockOperation::NonBlockingLockExclusive)
-                .map_err(|errno| failed(errno.into()))?;
-            folder.give_to(pid);
-            return Ok(folder);
-        }
-    }
-
-    /// QEMU makes the socket, so the folder must be its user's. Where it can't be, QEMU says that it can't.
-    fn give_to(&self, pid: u32) {
-        let owner = fs::metadata(format!("/proc/{pid}")).map(|process| (process.uid(), process.gid()));
-        let mine = self._lock.metadata().map(|folder| (folder.uid(), folder.gid()));
-        if let (Ok(owner), Ok(mine)) = (owner, mine)
-            && owner.0 != mine.0
-        {
-            let given = std::os::unix::fs::chown(&self.path, Some(owner.0), Some(owner.1));
-            log::debug!("the folder of the gdbstub is given to user {}: {given:?}", owner.0);
-        }
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.path.join("s")
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.path) {
-            log::warn!("'{}' can't be removed: {error}", self.path.display());
-        }
-    }
 }

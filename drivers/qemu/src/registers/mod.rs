@@ -80,7 +80,7 @@ impl Access {
     #[must_use]
     pub fn new(control: Arc<Control>, pid: u32, with_gdb: bool, kvm: bool) -> Self {
         let offers = table::offers(with_gdb);
-        let door = Mutex::new(Door::new(pid));
+        let door = Mutex::new(Door::new(pid, control.debts()));
         let vcpus = kvm.then(|| Mutex::new(Vcpus::new(pid)));
         let (readers, costs) = (Readers::default(), Costs::default());
         let inner = Arc::new(Inner { control, door, readers, offers, vcpus, costs, with_gdb });

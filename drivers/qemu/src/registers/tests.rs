@@ -8,6 +8,7 @@ use vmtree_api::{Cancel, ErrorKind, RegValue, Registers, RunState, VcpuId};
 use super::Access;
 use super::fake::{Fake, Fault};
 use crate::control::Control;
+use crate::debts::Debts;
 use crate::execution::Vm;
 use crate::qmp::Qmp;
 
@@ -16,7 +17,7 @@ const FAULTS: [Fault; 6] =
 
 fn open(fake: &Fake) -> Vm {
     let qmp = Qmp::connect(&fake.folder.path().join("qmp")).unwrap();
-    let control = Arc::new(Control::new(qmp, Arc::default()).unwrap());
+    let control = Arc::new(Control::new(qmp, Arc::default(), Debts::default()).unwrap());
     let registers = Access::new(Arc::clone(&control), std::process::id(), true, false);
     Vm(control, Arc::new(registers))
 }

@@ -93,7 +93,8 @@ fn recovery_closes_the_gdbstub_of_the_killed_one_and_resumes_nothing_that_runs()
     let Some(mut lab) = boot(1, &[]) else { return };
     let folder = tempfile::Builder::new().prefix("vmtree-gdb-").tempdir_in("/tmp").unwrap();
     lab.vm.human(&format!("gdbserver unix:{}/s,server=on,wait=off", folder.path().display()));
-    vmtree_qemu::recover(&format!("qemu:{}", lab.vm.qmp())).unwrap();
+    let note = format!("gdbstub - - {}\n", folder.path().display());
+    vmtree_qemu::recover(&format!("qemu:{}", lab.vm.qmp()), &note).unwrap();
     assert!(!folder.path().exists());
     assert!(!lab.vm.human("info chardev").contains(folder.path().to_str().unwrap()));
     assert_eq!(lab.state(), RunState::Running);

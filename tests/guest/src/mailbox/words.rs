@@ -191,7 +191,8 @@ words! {
         LoadTable = 53, "load_table";
         /// `[n, table]`: sgdt (0), sidt (1), sldt (2) or str (3). Results: base and limit, or the selector.
         StoreTable = 54, "store_table";
-        /// `[n, rax, rbx, rcx]`: vmcall with these registers. Result: the RAX that came back.
+        /// `[n, rax, rbx, rcx]`: vmcall with these registers. #UD where the machine answers no requests. Result: the RAX
+        /// that came back.
         Vmcall = 55, "vmcall";
         /// `[n, vcpu]`: sends an NMI to a vCPU, which may be itself.
         Nmi = 56, "nmi";
