@@ -118,6 +118,13 @@ fn what_happens_is_told_and_the_capabilities_say_what_can_be() {
         assert_eq!(number(&line, "rip"), lab.mailbox.site(Site::WriteCr3).unwrap(), "{line}");
         assert!(processes.contains(&number(&line, "new")), "{line} {processes:x?}");
     }
+    // A write is told after it took place, so it can be trapped and not be kept from happening.
+    assert!(capabilities.lines().any(|line| line.starts_with("event slat deny no: ")), "{capabilities}");
+    assert!(capabilities.lines().any(|line| line.starts_with("event cr8 value no: ")), "{capabilities}");
+    let wall = lab.live.write("views/0/access", "0x400000-0x401000 r-- deny\n").unwrap_err();
+    assert_eq!(wall.raw_os_error(), Some(libc::EOPNOTSUPP), "{:?}", lab.live.errors());
+    lab.live.write("views/0/access", "0x400000-0x401000 r--\n").unwrap();
+    lab.live.write("views/0/access", "reset\n").unwrap();
     // LSTAR, set to what it is.
     let told = lines(File::open(lab.live.path("events/msr,index=0xc0000082")).unwrap());
     let lstar = lab.mailbox.header(vmtree_guest::mailbox::header::LSTAR).unwrap();
@@ -215,7 +222,7 @@ fn daemon(live: &Live) -> u32 {
 #[test]
 fn a_killed_daemon_lets_four_held_vcpus_go_within_a_second() {
     const TEST: &str = "a_killed_daemon_lets_four_held_vcpus_go_within_a_second";
-    for paused in [false, true] {
+    for (paused, resumed) in [(false, false), (true, false), (true, true)] {
         let Some(Lab { mut vm, live, mailbox }) = lab(TEST, 4) else { return };
         // The guest's memory for afterwards, past the mount.
         let (told, answers) = control(&live, "events/cr3");
@@ -227,6 +234,9 @@ fn a_killed_daemon_lets_four_held_vcpus_go_within_a_second() {
         assert_eq!(held, [0, 1, 2, 3]);
         if paused {
             live.write("ctl", "pause\n").unwrap();
+        }
+        if resumed {
+            live.write("ctl", "resume\n").unwrap();
         }
         let pid = daemon(&live);
         let begun = Instant::now();
@@ -241,10 +251,10 @@ fn a_killed_daemon_lets_four_held_vcpus_go_within_a_second() {
         // A pause is given back by the guardian, which has to reach QEMU first.
         let limit = if paused { Duration::from_secs(10) } else { Duration::from_secs(1) };
         while !done(&mut vm) {
-            assert!(begun.elapsed() < limit, "paused {paused}");
+            assert!(begun.elapsed() < limit, "paused {paused} resumed {resumed}");
             thread::sleep(Duration::from_millis(5));
         }
-        eprintln!("paused {paused}: the guest goes on after {:?}", begun.elapsed());
+        eprintln!("paused {paused} resumed {resumed}: the guest goes on after {:?}", begun.elapsed());
         assert!(vm.human("info status").contains("running"));
         drop((answers, told, mailbox));
         live.gone();

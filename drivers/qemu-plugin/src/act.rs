@@ -115,7 +115,6 @@ fn check_value(event: &Event, value: u128) -> Result<(), Refusal> {
         (Kind::Cr0, Way::To) => Reg::Cr0,
         (Kind::Cr3, Way::To) => Reg::Cr3,
         (Kind::Cr4, Way::To) => Reg::Cr4,
-        (Kind::Cr8, Way::To) => Reg::Cr8,
         (Kind::Msr, Way::To) => msr_register(event.index).ok_or_else(|| {
             let why = "QEMU's plugin interface writes no MSR but EFER, FS_BASE, GS_BASE and KERNEL_GS_BASE";
             Refusal::new(Code::Unsupported, why)

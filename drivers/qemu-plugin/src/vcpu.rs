@@ -31,7 +31,7 @@ impl Vcpu for Cpu {
     }
 
     fn set(&mut self, reg: Reg, value: u64) -> bool {
-        Cpu::set(self, reg, value)
+        reg != Reg::Cr8 && Cpu::set(self, reg, value)
     }
 
     fn read(&self, address: u64, buf: &mut [u8]) -> bool {
@@ -72,6 +72,7 @@ pub fn settable(reg: Reg) -> Result<(), &'static str> {
         Reg::Rip if !has::set_pc() => {
             Err("this QEMU's plugin interface can't set rip; it can from QEMU 11.0 on")
         }
+        Reg::Cr8 => Err(crate::offers::NO_CR8),
         Reg::Rflags => Err("the plugin interface sets rflags without the arithmetic flags"),
         Reg::Cs | Reg::Ss | Reg::Ds | Reg::Es | Reg::Fs | Reg::Gs => {
             Err("the plugin interface sets a selector without the checks that a load of it makes")

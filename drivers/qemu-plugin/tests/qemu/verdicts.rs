@@ -8,7 +8,7 @@ use vmtree_agent::{Action, Code, Event, Inject, Kind, Reg, Rule, Subject, Verdic
 use vmtree_guest::Outcome;
 use vmtree_guest::mailbox::{Op, Site};
 
-use crate::lab::{LONG, Lab, at_least, wanted, watch};
+use crate::lab::{LONG, Lab, at_least, release, wanted, watch};
 
 /// Orders `op` on vCPU 1 with `kind` held, answers its events with `verdict`, and gives the outcome.
 fn answered(
@@ -82,13 +82,17 @@ fn what_a_version_lacks_is_told_and_refused() {
     }
     let lab = Lab::start(2, true);
     let client = lab.client();
-    let why = |subject| {
-        let row = client.hello().offers.iter().find(|row| row.kind == Kind::Cr3 && row.subject == subject);
+    let why_of = |kind, subject| {
+        let row = client.hello().offers.iter().find(|row| row.kind == kind && row.subject == subject);
         row.unwrap().missing.clone()
     };
+    let why = |subject| why_of(Kind::Cr3, subject);
+    assert!(why_of(Kind::Cr8, Subject::Takes(Action::Value)).unwrap().contains("lock"));
+    assert!(why_of(Kind::Slat, Subject::Takes(Action::Deny)).unwrap().contains("after"));
+    assert!(why_of(Kind::Io, Subject::Takes(Action::Value)).unwrap().contains("port"));
     assert_eq!(why(Subject::Takes(Action::Continue)), None);
-    assert_eq!(why(Subject::Takes(Action::Deny)).is_none(), at_least((11, 0)));
-    assert_eq!(why(Subject::Takes(Action::Set)).is_none(), at_least((10, 2)));
+    assert_eq!(why(Subject::Takes(Action::Deny)).is_none(), release() >= (11, 0));
+    assert_eq!(why(Subject::Takes(Action::Set)).is_none(), release() >= (10, 2));
     client.watch(&wanted([watch(Kind::Cr3, true)])).unwrap();
     let seq = lab.mailbox.post(1, Op::WriteCr3, &[1]).unwrap();
     let event = next(&client);
@@ -96,13 +100,43 @@ fn what_a_version_lacks_is_told_and_refused() {
         Err(Failure::Refused(refusal)) => refusal.code,
         other => panic!("{other:?}"),
     };
-    if !at_least((11, 0)) {
+    if release() < (11, 0) {
         assert_eq!(code(Verdict::Deny), Code::Unsupported);
     }
     assert_eq!(code(Verdict::Set(vec![(Reg::Cs, 0x10)])), Code::Unsupported);
     assert_eq!(code(Verdict::Inject(Inject::Nmi)), Code::Unsupported);
+    assert_eq!(code(Verdict::Set(vec![(Reg::Cr8, 2)])), Code::Unsupported);
     client.answer(event.seq, &Verdict::Step).unwrap();
     lab.mailbox.outcome(1, Op::WriteCr3, seq, LONG).unwrap();
+}
+
+#[test]
+fn cr8_and_what_ports_get_are_never_written_and_qemu_lives_on() {
+    if !at_least((10, 0)) {
+        return;
+    }
+    let lab = Lab::start(2, true);
+    let client = lab.client();
+    let orders: [(Op, &[u64], Kind); 2] =
+        [(Op::WriteCr8, &[1, 5], Kind::Cr8), (Op::Out, &[1, 0x80, 0x5a, 1], Kind::Io)];
+    for (op, args, kind) in orders {
+        client.watch(&wanted([watch(kind, true)])).unwrap();
+        let seq = lab.mailbox.post(1, op, args).unwrap();
+        let event = next(&client);
+        let refused = |answer: Result<(), Failure>| match answer {
+            Err(Failure::Refused(refusal)) => assert_eq!(refusal.code, Code::Unsupported, "{refusal:?}"),
+            other => panic!("{other:?}"),
+        };
+        for value in [0, 2, 15] {
+            refused(client.answer(event.seq, &Verdict::Value(value)));
+            refused(client.answer(event.seq, &Verdict::Set(vec![(Reg::Cr8, value as u64)])));
+            refused(client.set_registers(event.seq, &[(Reg::Cr8, value as u64)]));
+        }
+        client.answer(event.seq, &Verdict::Continue).unwrap();
+        client.watch(&wanted([])).unwrap();
+        lab.mailbox.outcome(1, op, seq, LONG).unwrap();
+    }
+    assert_eq!(results(lab.mailbox.order(1, Op::ReadCr8, &[1], LONG).unwrap())[0], 5);
 }
 
 #[test]
@@ -118,8 +152,9 @@ fn verdicts_do_what_they_say() {
     assert_eq!(cr8(), 5);
     go((Op::WriteCr8, &[1, 6]), Kind::Cr8, Verdict::Deny);
     assert_eq!(cr8(), 5);
-    go((Op::WriteCr8, &[1, 6]), Kind::Cr8, Verdict::Value(7));
-    assert_eq!(cr8(), 7);
+    let bases = |op: Op, args: &[u64]| results(lab.mailbox.order(1, op, args, LONG).unwrap())[0];
+    go((Op::WriteMsr, &[1, 0xc000_0102, 0x6000]), Kind::Msr, Verdict::Value(0x7000));
+    assert_eq!(bases(Op::ReadMsr, &[1, 0xc000_0102]), 0x7000);
     assert_eq!(results(go((Op::ReadCr8, &[1]), Kind::Cr8, Verdict::Value(9)))[0], 9);
     go((Op::WriteCr8, &[1, 0]), Kind::Cr8, Verdict::Continue);
     let values = 1 | 2 << 32 | 3 << 64 | 4 << 96;
