@@ -3,6 +3,7 @@
 
 mod bad;
 mod death;
+mod debian;
 mod driver;
 mod interrupts;
 mod lab;
