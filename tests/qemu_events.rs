@@ -228,7 +228,9 @@ fn a_killed_daemon_lets_four_held_vcpus_go_within_a_second() {
         let (told, answers) = control(&live, "events/cr3");
         let before: Vec<_> =
             (0..4).map(|vcpu| mailbox.counters(vcpu).unwrap().get(Counter::Cr3Writes)).collect();
-        (0..4).for_each(|vcpu| drop(mailbox.post(vcpu, Op::WriteCr3, &[50]).unwrap()));
+        for vcpu in 0..4 {
+            mailbox.post(vcpu, Op::WriteCr3, &[50]).unwrap();
+        }
         let mut held: Vec<_> = (0..4).map(|_| number(&told.recv_timeout(LONG).unwrap(), "vcpu")).collect();
         held.sort_unstable();
         assert_eq!(held, [0, 1, 2, 3]);
