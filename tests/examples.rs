@@ -9,7 +9,7 @@ use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use common::live::{Live, has};
-use common::wait_until;
+use common::{kill, wait_until};
 use vmtree_guest::layout::{CODE, GREETING, SCRATCH};
 use vmtree_guest::mailbox::{Counter, Op};
 use vmtree_guest::{Mailbox, Outcome};
@@ -28,6 +28,11 @@ impl Script {
         let mut command = live.command("timeout");
         command.arg("60").arg(folder().join(script)).arg(live.path("")).args(arguments);
         Self(Some(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()))
+    }
+
+    /// Sends it SIGTERM.
+    fn terminate(&self) {
+        kill(self.0.as_ref().unwrap().id(), libc::SIGTERM);
     }
 
     /// Waits for its end, and returns what it printed.
@@ -144,6 +149,19 @@ fn a_hook_is_hidden_from_the_guest() {
     assert!(!live.path("views/hook").exists());
     let background = guest.counters(0).unwrap().since(&before);
     assert_eq!(background.get(&Counter::OtherExceptions), None, "{background:?}");
+}
+
+#[test]
+fn a_hook_that_is_ended_takes_its_view_away() {
+    let Some(live) = mounted("hidden-hook.py", &["python3"]) else { return };
+    let guest = guest(&live);
+    let script = Script::start(&live, "hidden-hook.py", &[&format!("{CODE:#x}"), "5"]);
+    wait_until("the hook is there", || live.text("view").trim() == "hook");
+    // `timeout`, which Script runs, passes SIGTERM on.
+    script.terminate();
+    wait_until("the view is gone", || !live.path("views/hook").exists());
+    assert_eq!(live.text("view"), "0\n");
+    done(guest.order(0, Op::Exec, &[1, CODE], PATIENCE).unwrap());
 }
 
 #[test]

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes the next read of a range of guest-physical memory fault, as if its page were not there.
-# usage: fault-a-read.sh MOUNTPOINT START END
 set -euo pipefail
+: "${3:?usage: fault-a-read.sh MOUNTPOINT START END}"
 cd "$1"
 exec 3<> "events/slat,gpa=$2-$3,access=r"
 read -r line <&3

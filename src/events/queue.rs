@@ -77,3 +77,27 @@ impl State {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vmtree_api::events::{Detail, Event, EventKind};
+    use vmtree_api::{VcpuId, ViewId};
+
+    #[test]
+    fn a_controller_that_does_not_read_loses_only_what_it_does_not_hold() {
+        let (queue, stats, kind) = (Queue::default(), Stats::default(), EventKind::SingleStep);
+        let event =
+            Event { vcpu: VcpuId(0), view: ViewId(0), kind, rip: 0, cr3: 0, detail: Detail::SingleStep };
+        for seq in 1..=10_000 {
+            // Those behind the first have timed out.
+            queue.push(Record { seq, time: 0, event }, &|seq| seq == 1, &stats, &mut Vec::new());
+        }
+        let mut items = Vec::new();
+        assert!(queue.take(usize::MAX, &mut items, None));
+        assert!(matches!(items[0], Item::Event { record: Record { seq: 1, .. }, held: true }));
+        let lost = 10_000 - items.len() as u64 + 1;
+        assert_eq!(items[1], Item::Lost { first: 2, last: 1 + lost });
+        assert!((RECORDS..RECORDS + 2).contains(&items.len()), "{}", items.len());
+    }
+}

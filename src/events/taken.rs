@@ -36,15 +36,14 @@ impl Hub {
             }
             return Some(held);
         };
-        let back = if held.waits() {
-            let deadline = Instant::now() + self.reply_timeout;
-            control.hold(record.seq, Waiting::new(held, file.id, deadline, wall));
-            None
-        } else {
-            Some(held)
-        };
+        // It happened before the file was there: nothing that it could answer.
+        if !held.waits() {
+            return Some(held);
+        }
+        let deadline = Instant::now() + self.reply_timeout;
+        control.hold(record.seq, Waiting::new(held, file.id, deadline, wall));
         file.queue.push(*record, &|seq| control.waits(seq), &self.stats, wakers);
-        back
+        None
     }
 
     /// Whether a rule says that this does not take place.

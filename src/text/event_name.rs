@@ -12,17 +12,21 @@ const OP: &str = "read event name";
 /// The file of every kind.
 pub const ALL: &str = "all";
 
-/// Reads a name below `events/` of a VM with `vcpus` vCPUs; `None` for a name whose part before the first comma is no
-/// kind's, nor `all`.
+/// Reads a name below `events/` of a VM with `vcpus` vCPUs; `None` for a name without parameters that is no kind's,
+/// nor `all`.
 ///
 /// # Errors
-/// [`vmtree_api::ErrorKind::Invalid`] for a parameter that the kind doesn't have or that stands twice, or for a bad value;
+/// [`vmtree_api::ErrorKind::Invalid`] for parameters of no kind, one that the kind doesn't have or that stands twice, or for a bad value;
 /// `OutOfRange` for a number too large; `NotFound` for a vCPU that is not there.
 pub fn parse(name: &str, vcpus: u32) -> Result<Option<(Filter, Format)>> {
     let base = name.split(',').next().unwrap_or_default();
     let kind = EventKind::ALL.iter().copied().find(|kind| kind.name() == base);
     if kind.is_none() && base != ALL {
-        return Ok(None);
+        // Shells look for plain names that mean nothing all the time; one with parameters is somebody's mistake.
+        return match name.contains(',') {
+            false => Ok(None),
+            true => Err(invalid(OP, format!("there is no kind {}: ls events shows them", quoted(base)))),
+        };
     }
     let mut filter = Filter { kind, ..Filter::default() };
     let mut format = Format::default();

@@ -248,7 +248,7 @@ fn apply_fields(text: &str, set: &mut RegisterSet) -> Result<Vec<(RegId, &'stati
             .register(name)
             .and_then(|id| Some((id, arch.registers().get(usize::from(id.0))?, next.get(id)?)));
         let Some((id, def, mut value)) = found else {
-            let why = format!("there is no register {}: reading this file shows the names", quoted(name));
+            let why = format!("there is no register {}: vcpu/N/regs/all shows the names", quoted(name));
             return Err(invalid(OP, why));
         };
         let (field, bits) = field_of(name, def.shape, key, &format!("{name}."))?;

@@ -22,6 +22,10 @@ pub fn parse(text: &str, arch: Arch, view_of: ViewOf<'_>) -> Result<Vec<(u64, Ve
     let mut seen = BTreeSet::new();
     for words in lines(text) {
         let Some((word, action)) = words.split_first() else { continue };
+        if word.starts_with("seq=") {
+            let why = format!("{}: the number stands alone: write SEQ ACTION, as 7 continue", quoted(word));
+            return Err(invalid(OP, why));
+        }
         let seq = number_of(OP, "SEQ", word, 64)?;
         if !seen.insert(seq) {
             return Err(invalid(

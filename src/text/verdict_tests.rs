@@ -53,6 +53,7 @@ fn refuses_the_rest_by_name() {
         ("", "no answer"),
         ("# 7 deny", "no answer"),
         ("deny", "SEQ: 'deny'"),
+        ("seq=7 deny", "'seq=7': the number stands alone"),
         ("7", "'7' has no action"),
         ("7 skip", "'skip' is no action"),
         ("7 deny now", "'now'"),

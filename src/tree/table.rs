@@ -122,7 +122,7 @@ pub const TABLE: &[Row] = &[
         "vcpu/{vcpu}/translate,{gva}",
         Need::Registers,
         Shape::Content { show: Some(vcpu::translate), store: None, size: None, work: Work::Registers },
-        "translate,gva=ADDR: where a virtual address lies, or why nowhere",
+        "where a virtual address lies, or why nowhere",
     ),
     content(
         "view",

@@ -57,6 +57,8 @@ fn malformed_names_are_not_there_and_errors_tells_why() {
         ("slat,access=rq", "'rq'"),
         ("slat,access=rr", "'rr'"),
         ("all,index=1", "'index'"),
+        ("cr33,dir=to", "no kind 'cr33'"),
+        ("stats,format=json", "no kind 'stats'"),
     ] {
         assert_eq!(errno(File::open(lab.path(&format!("events/{name}")))), libc::ENOENT, "{name}");
         let told = lab.last_error();

@@ -146,7 +146,6 @@ impl Session<'_> {
     fn all(&mut self) {
         self.observe("events/cr3");
         self.observe("events/interrupt,vcpu=1");
-        // With a vCPU held and the other one idle the machine's clock stands still: nothing happens there from here on.
         self.control();
         self.views();
         let rule = "events/slat,gpa=0x800000-0x801000,access=w";
@@ -264,7 +263,7 @@ fn whichever_answer_fails_all_is_given_back() {
 /// A mount with an event that is held on each vCPU, by files whose numbers come along.
 fn holding(faults: &Faults, options: &str) -> (Mounted, Inner, Vec<(File, String)>) {
     let (faulty, inner) = Faulty::over_emu(faults.clone());
-    // An idle vCPU would wait for the clock, which stands still with the other one.
+    // Busy, so that the next tick meets each of them at once.
     let mailbox = Mailbox::new(inner.clone());
     mailbox.wait_running(Duration::from_secs(10)).unwrap();
     for vcpu in [0, 1] {

@@ -218,9 +218,10 @@ fn views_permissions_and_injections_refuse_what_makes_no_sense() {
         ("views/0/access", "0x1000-0x3000 rwz", EINVAL, "'rwz'"),
         ("views/0/access", "0x1000-0x3000 -w-", EINVAL, "write without read"),
         ("views/0/access", "0x1000-0x2fff r--", EINVAL, ""),
+        ("views/0/access", "0x3000000-0x3001000 r--", EIO, "0x3000000-0x3001000 is not all in one block"),
         ("views/hooks/remap", "0x7000", EINVAL, "'0x7000'"),
         ("views/hooks/remap", "0x7001 copy", EINVAL, ""),
-        ("views/hooks/remap", "0xfee00000 copy", EIO, ""),
+        ("views/hooks/remap", "0xfee00000 copy", EIO, "0xfee00000 is not RAM; mem.map"),
         ("vcpu/0/inject", "pf", EINVAL, "pf needs"),
         ("vcpu/0/inject", "interrupt 256", ERANGE, "8 bits"),
     ] {

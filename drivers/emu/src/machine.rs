@@ -118,9 +118,14 @@ impl State {
         apic.deadline().filter(|_| heard)
     }
 
-    /// When the first timer wakes a vCPU, once all are halted.
+    /// When the first timer wakes a vCPU, once all are halted or held: those that are held wait for their verdict, and
+    /// those that wait for room in the queue stop the clock, so that an observer leaves no trace in virtual time.
     fn first_to_wake(&self) -> Option<u64> {
-        (0..self.vcpus.len()).filter_map(|index| self.wakes(index)).min()
+        if self.vcpus.iter().any(|vcpu| vcpu.trap.full) {
+            return None;
+        }
+        let halted = self.vcpus.iter().enumerate().filter(|(_, vcpu)| !vcpu.trap.stands());
+        halted.filter_map(|(index, _)| self.wakes(index)).min()
     }
 
     /// Records the end of the machine by a triple fault, and returns the reason.
@@ -136,11 +141,6 @@ impl State {
         self.world.ram.close();
         self.world.queue.close();
         self.ended = Some(why.to_owned());
-    }
-
-    /// Whether a vCPU stands still in the middle of its work, which stops the clock unless others execute.
-    fn held(&self) -> bool {
-        self.vcpus.iter().any(|vcpu| vcpu.trap.stands())
     }
 
     /// The vCPU with this number.
@@ -301,7 +301,7 @@ impl Machine {
     /// Sleeps in real time until the next timer, then lets virtual time jump there. Visitors come in meanwhile; one
     /// that changed something ends the sleep early, and the next sleep goes on where this one was.
     fn sleep(&self, state: &mut MutexGuard<'_, State>) {
-        let Some(time) = state.first_to_wake().filter(|_| !state.held()) else {
+        let Some(time) = state.first_to_wake() else {
             self.wake.wait(state);
             return;
         };

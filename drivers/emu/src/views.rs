@@ -15,11 +15,20 @@ fn default_view(op: &'static str, why: &str) -> Error {
     Error::new(ErrorKind::Invalid, op, format!("view 0 is the default view: {why}"))
 }
 
+/// Where a frame lies, as users write it.
+fn at(gfn: Gfn) -> String {
+    gfn.gpa().map_or_else(|| format!("frame {:#x}", gfn.0), |gpa| gpa.to_string())
+}
+
 /// Whether a frame is RAM.
 fn frame(state: &State, op: &'static str, gfn: Gfn) -> Result<()> {
     match gfn.gpa() {
         Some(gpa) if state.world.ram.holds(gpa.0, 4096) => Ok(()),
-        _ => Err(Error::new(ErrorKind::NotFound, op, format!("frame {:#x} is not RAM", gfn.0))),
+        _ => Err(Error::new(
+            ErrorKind::NotFound,
+            op,
+            format!("{} is not RAM; mem.map shows where there is", at(gfn)),
+        )),
     }
 }
 

@@ -173,30 +173,14 @@ fn a_wall_that_can_not_be_one_lets_go() {
 }
 
 #[test]
-fn an_event_that_does_not_wait_is_told_to_a_controller_but_not_held() {
+fn an_event_that_does_not_wait_is_for_observers_alone() {
     let mount = mount();
-    let file = mount.open(EventKind::Cr3, Mode::Control);
+    let controller = mount.open(EventKind::Cr3, Mode::Control);
+    let observer = mount.open(EventKind::Cr3, Mode::Observe);
     mount.mock.tell([cr3(0, 1)]);
-    assert_eq!(next(&file), (1, false));
-    assert_eq!(errno(file.write(b"1 continue")), Errno::ESTALE);
-}
-
-#[test]
-fn a_controller_that_does_not_read_loses_only_what_it_does_not_hold() {
-    let mount = mount();
-    let file = mount.open(EventKind::Cr3, Mode::Control);
-    mount.mock.raise(cr3(0, 1));
-    mount.mock.tell((0..10_000).map(|_| cr3(1, 2)));
-    until("all", || mount.stat(EventKind::Cr3, "raised") == 10_001);
-    assert_eq!(next(&file), (1, true));
-    let lost = mount.stat(EventKind::Cr3, "lost");
-    assert_eq!(items(&file, 1), [Item::Lost { first: 2, last: 1 + lost }]);
-    let left = 10_000 - lost as usize;
-    assert!((4000..4200).contains(&left), "{left}");
-    assert_eq!(items(&file, left).len(), left);
-    assert!(!file.readable(None));
-    file.write(b"1 deny").unwrap();
-    assert_eq!(mount.mock.verdicts(), [Verdict::Deny]);
+    assert_eq!(next(&observer), (1, false));
+    assert!(!controller.readable(None));
+    assert_eq!(errno(controller.write(b"1 continue")), Errno::ESTALE);
 }
 
 #[test]

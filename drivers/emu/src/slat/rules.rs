@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use vmtree_api::views::Rule;
-use vmtree_api::{Access, Error, ErrorKind, Result};
+use vmtree_api::{Access, Error, ErrorKind, Gpa, Result};
 
 use crate::ram::Ram;
 
@@ -25,7 +25,8 @@ pub fn check(rule: &Rule, ram: &Ram) -> Result<()> {
     }
     let bytes = (end - start).checked_mul(4096).zip(start.checked_mul(4096));
     if !bytes.is_some_and(|(bytes, gpa)| ram.holds(gpa, bytes)) {
-        let why = format!("frames {start:#x}-{end:#x} are not all in one block of RAM");
+        let (start, end) = (Gpa(start.saturating_mul(4096)), Gpa(end.saturating_mul(4096)));
+        let why = format!("{start}-{end} is not all in one block of RAM; mem.map shows where there is");
         return Err(Error::new(ErrorKind::NotFound, OP, why));
     }
     Ok(())
