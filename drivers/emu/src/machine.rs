@@ -46,7 +46,7 @@ pub struct State {
 pub(crate) enum Went {
     /// Someone wants in.
     Called,
-    /// All of them wait: for an interrupt, or for a verdict.
+    /// All of them wait: for an interrupt, or for a verdict. Or there is no room for an event.
     Idle,
     /// One of them had a triple fault.
     Dead(usize),
@@ -89,6 +89,10 @@ impl State {
                 Stepped::Ran => self.turns.used(),
                 Stepped::Yielded => self.turns.end(),
                 Stepped::Dead => return Went::Dead(index),
+                // Did others use the time, a slow observer would decide what is run.
+                Stepped::Held if self.vcpus.get(index).is_some_and(|vcpu| vcpu.trap.full) => {
+                    return Went::Idle;
+                }
                 Stepped::Idle | Stepped::Held => {
                     self.turns.end();
                     idle += 1;

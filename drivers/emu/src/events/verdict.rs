@@ -35,16 +35,14 @@ pub fn answer(state: &mut State, index: usize, serial: u64, verdict: &Verdict) -
     let Some(vcpu) = vcpus.get_mut(index) else { return Ok(()) };
     match verdict {
         Verdict::Continue => pass(vcpu, &stopped),
-        Verdict::Deny => {
-            let answer = denied(&stopped)?;
-            vcpu.trap.grant(stopped.key, answer);
-        }
+        Verdict::Deny => give(vcpu, &stopped, denied(&stopped)?),
         Verdict::Value(value) => {
             replaced(vcpu, world, &stopped, *value)?;
-            vcpu.trap.grant(stopped.key, Answer::Data(*value));
+            if !at_hand(vcpu) {
+                return refuse("RIP was set meanwhile: what takes a value does not take place");
+            }
+            give(vcpu, &stopped, Answer::Data(*value));
         }
-        // Where RIP was changed, what was stopped is no longer at hand.
-        Verdict::Set(_) if matches!(vcpu.trap.mid, Mid::Nothing) => {}
         Verdict::Set(_) => pass(vcpu, &stopped),
         Verdict::Step(view) => step(vcpu, world, &stopped, *view)?,
         Verdict::View(view) => {
@@ -59,11 +57,21 @@ pub fn answer(state: &mut State, index: usize, serial: u64, verdict: &Verdict) -
     Ok(())
 }
 
+/// Whether what was stopped is still to be done: a step is done, and where RIP was set, the instruction is dropped.
+fn at_hand(vcpu: &Vcpu) -> bool {
+    !matches!(vcpu.trap.mid, Mid::Nothing)
+}
+
+/// The answer to what was stopped; the next instruction must not take it for its own.
+fn give(vcpu: &mut Vcpu, stopped: &Stopped, answer: Answer) {
+    if at_hand(vcpu) {
+        vcpu.trap.grant(stopped.key, answer);
+    }
+}
+
 /// What was stopped takes place.
 fn pass(vcpu: &mut Vcpu, stopped: &Stopped) {
-    if stopped.event.kind != EventKind::SingleStep {
-        vcpu.trap.grant(stopped.key, Answer::Pass);
-    }
+    give(vcpu, stopped, Answer::Pass);
 }
 
 /// Another view: an access is tried anew there, all else takes place.
@@ -99,12 +107,14 @@ fn inject(vcpu: &mut Vcpu, stopped: &Stopped, what: Inject) -> Result<()> {
             return Ok(());
         }
     };
-    if stopped.event.kind == EventKind::SingleStep {
+    if let Mid::Delivery(..) = vcpu.trap.mid {
+        // It may become a double fault.
+        give(vcpu, stopped, Answer::Raise(exception));
+    } else {
         let rip = vcpu.cpu.regs.rip;
         let event = Delivery { what: exception, origin: Origin::Exception, rip, injected: true };
+        vcpu.trap.clear();
         vcpu.trap.mid = Mid::Delivery(event, None);
-    } else {
-        vcpu.trap.grant(stopped.key, Answer::Raise(exception));
     }
     Ok(())
 }

@@ -45,10 +45,16 @@ impl Folder {
                 made => made.map_err(failed)?,
             }
             // Until it is locked, a sweep may take it for one that was left.
-            let Ok(Some(lock)) = locked(&path) else { continue };
-            if lock.metadata().map_err(failed)?.nlink() == 0 {
-                continue;
-            }
+            let lock = match locked(&path) {
+                Ok(Some(lock)) if lock.metadata().map_err(failed)?.nlink() > 0 => lock,
+                Ok(_) => continue,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => {
+                    // Ours, and empty; where it stays, a sweep takes it.
+                    let _ = fs::remove_dir(&path);
+                    return Err(failed(error));
+                }
+            };
             let folder = Self { path, lock };
             folder.give_to(pid);
             return Ok(folder);
@@ -123,7 +129,11 @@ fn locked(folder: &Path) -> io::Result<Option<File>> {
     // Anybody may put a link there.
     let flags = (OFlags::DIRECTORY | OFlags::NOFOLLOW).bits().cast_signed();
     let lock = File::options().read(true).custom_flags(flags).open(folder)?;
-    Ok(flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok().then_some(lock))
+    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(lock)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 /// Removes the socket and the folder, and nothing else that may be in it.

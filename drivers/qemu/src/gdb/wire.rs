@@ -173,7 +173,7 @@ impl Wire {
                 return Err(late());
             }
             if !is_stop(&packet) {
-                self.skip(probes, deadline)?;
+                self.skip(probes)?;
                 return Ok(packet);
             }
             if !first {
@@ -185,8 +185,9 @@ impl Wire {
         }
     }
 
-    /// Takes the answers to probes.
-    fn skip(&mut self, probes: u32, deadline: Instant) -> Result<()> {
+    /// Takes the answers to probes, which come when that to the request has.
+    fn skip(&mut self, probes: u32) -> Result<()> {
+        let deadline = Instant::now() + ANSWER;
         for _ in 0..probes {
             match self.next(deadline)? {
                 Some(packet) if packet.starts_with(PROBE.1) => {}
@@ -288,6 +289,28 @@ mod tests {
         let error = wire.ask("g").unwrap_err();
         assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
         assert!(begun.elapsed() < ANSWER && wire.broke_in() && !wire.is_sound());
+        drop(wire);
+        peer.join().unwrap();
+    }
+
+    #[test]
+    fn an_answer_just_in_time_is_taken_though_those_to_the_probes_come_later() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let peer = thread::spawn(move || {
+            let mut chunk = [0; 4096];
+            thread::sleep(ANSWER - Duration::from_millis(250));
+            theirs.write_all(&encode(b"0011")).unwrap();
+            thread::sleep(Duration::from_millis(350));
+            let heard = theirs.read(&mut chunk).unwrap();
+            let probes = chunk[..heard].windows(6).filter(|word| word == b"$qC#b4").count();
+            assert!(probes > 0);
+            (0..probes).for_each(|_| theirs.write_all(&encode(b"QCp01.01")).unwrap());
+            // Until the other end hangs up.
+            while theirs.read(&mut chunk).is_ok_and(|bytes| bytes > 0) {}
+        });
+        let mut wire = Wire::new(ours);
+        assert_eq!(wire.ask("g").unwrap(), b"0011");
+        assert!(wire.is_sound() && !wire.broke_in());
         drop(wire);
         peer.join().unwrap();
     }

@@ -34,6 +34,9 @@ pub fn vcpu(pid: u32, qmp: &Qmp, vcpu: VcpuId) -> Result<Vcpu> {
     if shared & FIELDS != FIELDS {
         return Err(Error::new(ErrorKind::Unsupported, OP, "this KVM does not share registers"));
     }
+    if is_encrypted(qmp)? {
+        return Err(Error::new(ErrorKind::Unsupported, OP, "KVM shares no registers of an encrypted guest"));
+    }
     let (thread, number) = identify(qmp, vcpu)?;
     let tid = thread_here(pid, thread).ok_or_else(|| {
         Error::new(ErrorKind::NotFound, OP, format!("process {pid} has no thread {thread}"))
@@ -42,6 +45,22 @@ pub fn vcpu(pid: u32, qmp: &Qmp, vcpu: VcpuId) -> Result<Vcpu> {
         .map_err(|error| failed("its descriptor can't be had", ErrorKind::Denied, error))?;
     let page = RunPage::map(&fd).map_err(|error| failed("it can't be mapped", ErrorKind::Denied, error))?;
     Ok(Vcpu { tid, run: Run::new(page) })
+}
+
+/// Whether the guest's state may be kept from its host (SEV-ES, TDX). Of such a VM /dev/kvm knows nothing, and KVM refuses to
+/// run it where registers are asked for (kvm_sync_valid_fields in Linux's arch/x86/kvm/x86.c): QEMU would give it up.
+fn is_encrypted(qmp: &Qmp) -> Result<bool> {
+    let property = json!({ "path": "/machine", "property": "confidential-guest-support" });
+    match qmp.execute("qom-get", property) {
+        Ok(object) => Ok(object.as_str().is_none_or(|path| !path.is_empty())),
+        // Before QEMU 6.0 there was another property, of SEV alone.
+        Err(error) if error.kind() == ErrorKind::Invalid => {
+            let old = json!({ "path": "/machine", "property": "memory-encryption" });
+            let object = qmp.execute("qom-get", old)?;
+            Ok(object.as_str().is_some_and(|id| !id.is_empty()))
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// The thread of a vCPU, as QEMU knows it, and the number that QEMU gave it in KVM, which is that of its APIC.
@@ -87,6 +106,35 @@ fn descriptor(pid: u32, number: u32) -> io::Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::{BufRead, BufReader, Write};
+    use std::os::unix::net::UnixStream;
+    use std::path::Path;
+
+    /// Whether a QEMU that answers so has an encrypted guest.
+    fn encrypted(answers: &'static [&'static str]) -> Result<bool> {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        std::thread::spawn(move || {
+            theirs.write_all(b"{\"QMP\": {}}\n").unwrap();
+            let requests = BufReader::new(theirs.try_clone().unwrap()).lines();
+            for (index, (request, answer)) in
+                requests.zip([&r#""return": {}"#].into_iter().chain(answers)).enumerate()
+            {
+                request.unwrap();
+                theirs.write_all(format!("{{ {answer}, \"id\": {} }}\n", index + 1).as_bytes()).unwrap();
+            }
+        });
+        is_encrypted(&Qmp::over(ours, Path::new("test")).unwrap())
+    }
+
+    #[test]
+    fn an_encrypted_guest_is_never_asked_for_registers() {
+        const NO_SUCH: &str = r#""error": { "class": "GenericError", "desc": "not found" }"#;
+        assert!(!encrypted(&[r#""return": """#]).unwrap());
+        assert!(encrypted(&[r#""return": "/objects/sev0""#]).unwrap());
+        assert!(!encrypted(&[NO_SUCH, r#""return": """#]).unwrap());
+        assert!(encrypted(&[NO_SUCH, r#""return": "sev0""#]).unwrap());
+        assert!(encrypted(&[NO_SUCH, NO_SUCH]).is_err());
+    }
 
     #[test]
     fn threads_are_known_by_their_own_number() {

@@ -10,6 +10,7 @@ use vmtree_api::{Access, Gfn, ViewId};
 use super::super::Bench;
 use super::wild::sum;
 use super::{answer, every};
+use crate::events::queue::LENGTH;
 use crate::loader;
 use crate::machine::{State, Went};
 use crate::ram::Ram;
@@ -30,13 +31,17 @@ fn guest(vcpus: u32) -> Bench {
 
 type Outcome = (Vec<vmtree_api::x86::Registers>, u64, u64);
 
-/// Runs in portions of as many steps each, and returns what became of it and how many events there were.
-fn run(mut bench: Bench) -> (Outcome, usize) {
+/// Runs in portions of as many steps each, and returns what became of it and how many events there were. A slow observer
+/// takes them only when there is no room for more.
+fn run(mut bench: Bench, slow: bool) -> (Outcome, usize) {
     let arrived = AtomicU64::new(1);
     let mut events = 0;
     while bench.state.world.now() < LONG {
         let went = bench.state.go(&arrived);
-        events += std::iter::from_fn(|| bench.event()).count();
+        let full = bench.state.vcpus.iter().any(|vcpu| vcpu.trap.full);
+        if full || !slow {
+            events += std::iter::from_fn(|| bench.event()).count();
+        }
         let held = (0..bench.state.vcpus.len())
             .find_map(|index| Some((index, bench.state.vcpus[index].trap.held?.serial)));
         if let Some((index, serial)) = held {
@@ -45,6 +50,7 @@ fn run(mut bench: Bench) -> (Outcome, usize) {
         }
         match went {
             Went::Called => {}
+            Went::Idle if full => {}
             Went::Idle => {
                 let time = (0..bench.state.vcpus.len()).filter_map(|index| bench.state.wakes(index)).min();
                 bench.state.skip(time.expect("a timer"));
@@ -60,7 +66,7 @@ fn observed(vcpus: u32, watches: &[Watch], rules: &[Rule]) -> (Outcome, usize) {
     let mut bench = guest(vcpus);
     bench.watch(watches);
     bench.rules(rules);
-    run(bench)
+    run(bench, false)
 }
 
 /// The kinds that the guest's everyday work has none of.
@@ -80,7 +86,7 @@ const RARE: &[EventKind] = &[
 fn observers_of_each_kind_change_nothing() {
     // Of two vCPUs none waits for an observer; of one, none notices that it is held.
     for (vcpus, hold) in [(2, false), (1, true)] {
-        let (expected, _) = run(guest(vcpus));
+        let (expected, _) = run(guest(vcpus), false);
         for kind in EventKind::ALL.iter().filter(|kind| **kind != EventKind::Slat) {
             let (outcome, events) = observed(vcpus, &[Watch { hold, ..every(*kind) }], &[]);
             assert!(outcome == expected, "{kind}, held: {hold}");
@@ -95,4 +101,13 @@ fn observers_of_each_kind_change_nothing() {
             assert!(events > 1000, "{events}");
         }
     }
+}
+
+#[test]
+fn nor_does_an_observer_that_is_too_slow() {
+    let (expected, _) = run(guest(2), false);
+    let mut bench = guest(2);
+    bench.watch(&[Watch { hold: false, ..every(EventKind::SingleStep) }]);
+    let (outcome, events) = run(bench, true);
+    assert!(events > 2 * LENGTH && outcome == expected, "{events}");
 }

@@ -4,6 +4,7 @@ mod guest;
 mod injected;
 mod kinds;
 mod memory;
+mod moved;
 mod registers;
 mod state;
 mod walks;

@@ -37,21 +37,26 @@ pub fn sum(bench: &Bench) -> u64 {
 
 /// Runs vCPU 0 alone, without remembering translations: those are not the same where walks are watched.
 fn run(bench: &mut Bench) -> Outcome {
+    answered(bench, |_| Verdict::Continue)
+}
+
+/// The same with these answers; they are told how many came before.
+fn answered(bench: &mut Bench, mut verdict: impl FnMut(u64) -> Verdict) -> Outcome {
     let mut steps = 0;
-    let mut stops = 0;
+    let mut stops = 0_u64;
     while steps < STEPS {
         bench.state.vcpus[0].tlb.flush();
         match bench.state.step(0) {
             Stepped::Ran | Stepped::Yielded => steps += 1,
             Stepped::Held => {
                 stops += 1;
-                assert!(stops < 400 * STEPS, "it makes progress");
+                assert!(stops < 400 * STEPS as u64, "it makes progress");
             }
             Stepped::Idle | Stepped::Dead => break,
         }
         while bench.event().is_some() {}
         if bench.state.vcpus[0].trap.held.is_some() {
-            bench.answer(Verdict::Continue);
+            bench.answer(verdict(stops));
         }
     }
     let vcpu = &bench.state.vcpus[0];
@@ -68,11 +73,14 @@ fn intercepted(seed: u64, access: Access, hold: bool) -> Outcome {
     run(&mut bench)
 }
 
+fn rounds() -> u64 {
+    std::env::var("VMTREE_WILD").ok().and_then(|text| text.parse().ok()).unwrap_or(40)
+}
+
 #[test]
 fn no_guest_notices_that_it_is_stopped() {
-    let rounds = std::env::var("VMTREE_WILD").ok().and_then(|text| text.parse().ok()).unwrap_or(40);
     let mut longest = 0;
-    for seed in 0..rounds {
+    for seed in 0..rounds() {
         let plain = run(&mut wild(seed));
         longest = longest.max(plain.steps);
         for (access, hold) in [(Access::NONE, true), (Access::NONE, false), (Access::READ, true)] {
@@ -80,4 +88,30 @@ fn no_guest_notices_that_it_is_stopped() {
         }
     }
     assert!(longest > 100, "{longest}");
+}
+
+#[test]
+fn nor_that_it_goes_to_and_fro_between_views_that_show_the_same() {
+    for seed in 0..rounds() {
+        let plain = run(&mut wild(seed));
+        let mut bench = wild(seed);
+        let kinds = EventKind::ALL.iter().filter(|kind| **kind != EventKind::Slat);
+        bench.watch(&kinds.map(|kind| every(*kind)).collect::<Vec<_>>());
+        let other = bench.state.world.slat.create().unwrap();
+        let guarded = |view| Rule { view, frames: Gfn(0)..Gfn(0x600), access: Access::NONE, hold: true };
+        bench.rules(&[guarded(ViewId(0)), guarded(other)]);
+        let outcome = answered(&mut bench, |number| {
+            let chance = (number ^ seed << 32).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 60;
+            match chance {
+                0 => Verdict::View(other),
+                1 => Verdict::View(ViewId(0)),
+                2 => Verdict::Step(Some(other)),
+                3 => Verdict::Step(Some(ViewId(0))),
+                4 => Verdict::Step(None),
+                5 => Verdict::Set(Vec::new()),
+                _ => Verdict::Continue,
+            }
+        });
+        assert_eq!(outcome, plain, "seed {seed}");
+    }
 }
