@@ -13,7 +13,7 @@ use super::hub::{Hub, Mode};
 use super::record::Item;
 use super::show;
 use super::stream::{Cursor, Parked};
-use super::wake::{Wait, Waker, wake};
+use super::wake::{Waker, wake};
 use crate::error::{FsError, FsResult};
 use crate::text::{text_of, verdict};
 
@@ -22,7 +22,7 @@ use crate::text::{text_of, verdict};
 pub enum Taken {
     /// Records.
     Data(Vec<u8>),
-    /// There are none yet. The waker is called once when there may be.
+    /// There are none yet.
     Wait,
     /// There will be none any more: the end of file.
     End,
@@ -104,17 +104,15 @@ impl EventFile {
     }
 
     /// Reads up to `max` bytes. A read ends inside a record only if a whole one is longer than `max`; the next read goes
-    /// on there. Where there is nothing yet, `wait` is kept and called once when there may be. Prompt.
-    pub fn read(&self, max: usize, wait: Option<Waker>) -> Taken {
+    /// on there. Prompt.
+    pub fn read(&self, max: usize) -> Taken {
         let mut reader = self.reader.lock();
         let reader = &mut *reader;
         let piece = max.min(reader.rest.len());
         let mut out: Vec<u8> = reader.rest.drain(..piece).collect();
-        let mut wait = wait.map(Wait::Read);
         while out.len() < max && reader.rest.is_empty() {
             if reader.ahead.is_empty() {
-                let wait = if out.is_empty() { wait.take() } else { None };
-                match self.look(reader, show::fit(self.format, max - out.len()), wait) {
+                match self.look(reader, show::fit(self.format, max - out.len()), None) {
                     More::Some => {}
                     More::NotYet if out.is_empty() => return Taken::Wait,
                     More::Never if out.is_empty() => return Taken::End,
@@ -154,7 +152,7 @@ impl EventFile {
     }
 
     /// Takes up to `most` records, or keeps who waits.
-    fn look(&self, reader: &mut Reader, most: usize, wait: Option<Wait>) -> More {
+    fn look(&self, reader: &mut Reader, most: usize, wait: Option<Waker>) -> More {
         if self.closed.load(Ordering::SeqCst) {
             return More::Never;
         }
@@ -190,7 +188,7 @@ impl EventFile {
     pub fn readable(&self, wait: Option<Waker>) -> bool {
         let mut reader = self.reader.lock();
         let left = !reader.rest.is_empty() || !reader.ahead.is_empty();
-        left || self.look(&mut reader, 1, wait.map(Wait::Poll)) != More::NotYet
+        left || self.look(&mut reader, 1, wait) != More::NotYet
     }
 
     /// Whether no further event will come: the mount ends, or the VM is gone. What is left can still be read.
@@ -250,9 +248,13 @@ impl EventFile {
 
     fn hold_again(&self, seq: u64, back: Option<Waiting>) {
         // Not inside the call: the lock must be free when a vCPU is let go.
-        let orphan = back.and_then(|back| self.hub.control.lock().hold_again(seq, back));
+        let Some(back) = back else { return };
+        let orphan = self.hub.control.lock().hold_again(seq, back);
         if let Some(orphan) = orphan {
             orphan.let_go();
+        } else if let Err(error) = self.hub.pump_state().keep_time(&self.hub) {
+            // It waits until its file is closed.
+            log::warn!("{error}");
         }
     }
 

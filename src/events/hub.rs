@@ -215,8 +215,10 @@ impl Hub {
         let mut rules = Rules::clone(&arming.rules);
         rules.forget(view);
         if let Err(error) = self.set_rules(&mut arming, rules.clone()) {
-            // The view is gone, and its rules with it, whatever the driver says to what is left.
+            // The view is gone, and its rules with it, whatever the driver says to what is left. A new view of its number
+            // gets them anew.
             log::warn!("the rules of a removed view: {error}");
+            arming.armed.rules.retain(|rule| rule.view != view);
             arming.rules = Arc::new(rules);
             self.shown.write().rules = arming.rules.clone();
         }

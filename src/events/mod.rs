@@ -23,7 +23,7 @@ mod wake;
 
 pub use file::{EventFile, Taken};
 pub use hub::{Clock, Hub, Mode, ViewNames};
-pub use wake::{Wake, Waker};
+pub use wake::Waker;
 
 #[cfg(test)]
 mod tests;

@@ -1,4 +1,4 @@
-//! The thread that takes events from the driver. It lives while something is armed.
+//! The thread that takes events from the driver. It lives while something is armed or held.
 
 use std::sync::Arc;
 use std::thread::{self, ThreadId};
@@ -35,21 +35,20 @@ impl Pump {
     /// No thread could be started.
     pub fn start(&self, hub: &Arc<Hub>) -> Result<()> {
         let mut state = self.state.lock();
+        run(&mut state, hub)?;
         state.armed = true;
-        if state.running.is_some() {
-            return Ok(());
-        }
-        let run = hub.clone();
-        let started = thread::Builder::new().name("vmtree-events".to_owned()).spawn(move || run.pump());
-        let thread = started.map_err(|error| {
-            state.armed = false;
-            Error::new(ErrorKind::Io, "watch events", "no thread could be started").caused_by(error)
-        })?;
-        state.running = Some(thread.thread().id());
         Ok(())
     }
 
-    /// Has it end when the driver has no more events.
+    /// Has what is held let go in time, also where nothing is armed.
+    ///
+    /// # Errors
+    /// No thread could be started.
+    pub fn keep_time(&self, hub: &Arc<Hub>) -> Result<()> {
+        run(&mut self.state.lock(), hub)
+    }
+
+    /// Has it end when the driver has no more events and none is held.
     pub fn stop(&self) {
         self.state.lock().armed = false;
     }
@@ -66,9 +65,9 @@ impl Pump {
     }
 
     /// Whether the thread is to end, which it then must.
-    fn ends(&self, gone: bool) -> bool {
+    fn ends(&self, needed: impl FnOnce(&State) -> bool) -> bool {
         let mut state = self.state.lock();
-        if state.armed && !gone {
+        if needed(&state) {
             return false;
         }
         state.running = None;
@@ -77,18 +76,34 @@ impl Pump {
     }
 }
 
+/// Starts the thread if it does not run.
+fn run(state: &mut State, hub: &Arc<Hub>) -> Result<()> {
+    if state.running.is_some() {
+        return Ok(());
+    }
+    let run = hub.clone();
+    let started = thread::Builder::new().name("vmtree-events".to_owned()).spawn(move || run.pump());
+    let thread = started.map_err(|error| {
+        Error::new(ErrorKind::Io, "watch events", "no thread could be started").caused_by(error)
+    })?;
+    state.running = Some(thread.thread().id());
+    Ok(())
+}
+
 impl Hub {
     fn pump(self: Arc<Self>) {
         let Ok(source) = self.source() else { return };
         let mut told = false;
         loop {
-            match source.next(self.patience()) {
+            // Known before the driver is asked: then it has nothing left that it raised while something was armed.
+            let idle = !self.needs_pump(&self.pump_state().state.lock());
+            match source.next(if idle { Duration::ZERO } else { self.patience() }) {
                 Ok(Some(held)) => self.taken(held),
-                Ok(None) if self.pump_state().ends(false) => return,
+                Ok(None) if idle && self.pump_ends() => return,
                 Ok(None) => {}
                 Err(error) if error.kind() == ErrorKind::Gone => {
                     self.end(true);
-                    self.pump_state().ends(true);
+                    self.pump_state().ends(|_| false);
                     return;
                 }
                 Err(error) => {
@@ -96,7 +111,7 @@ impl Hub {
                         log::warn!("events are not told: {error}");
                         told = true;
                     }
-                    if self.pump_state().ends(false) {
+                    if self.pump_ends() {
                         return;
                     }
                     thread::sleep(WAIT.min(self.patience()));
@@ -104,6 +119,15 @@ impl Hub {
             }
             self.time_out();
         }
+    }
+
+    fn pump_ends(&self) -> bool {
+        self.pump_state().ends(|state| self.needs_pump(state))
+    }
+
+    /// Whether something is armed, or held: then its time may run out.
+    fn needs_pump(&self, state: &State) -> bool {
+        state.armed || self.deadline().is_some()
     }
 
     /// How long to wait for an event: no longer than until one that is held times out.

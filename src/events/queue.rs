@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 
 use super::record::{Item, Record};
 use super::stats::Stats;
-use super::wake::{Wait, Waker, Wakers};
+use super::wake::Waker;
 
 /// How many records wait for a controller that does not read, beside those that are held.
 const RECORDS: usize = 4096;
@@ -18,7 +18,7 @@ pub struct Queue(Mutex<State>);
 #[derive(Default)]
 struct State {
     items: VecDeque<Item>,
-    wakers: Wakers,
+    waker: Option<Waker>,
     ended: bool,
 }
 
@@ -30,11 +30,11 @@ impl Queue {
             state.lose(held, stats);
         }
         state.items.push_back(Item::Event { record, held: held(record.seq) });
-        state.wakers.take(wake);
+        wake.extend(state.waker.take());
     }
 
     /// Takes up to `most` items. Where there are none it keeps who waits, and returns whether there will be some.
-    pub fn take(&self, most: usize, into: &mut impl Extend<Item>, wait: Option<Wait>) -> bool {
+    pub fn take(&self, most: usize, into: &mut impl Extend<Item>, wait: Option<Waker>) -> bool {
         let mut state = self.0.lock();
         let most = most.min(state.items.len());
         if most > 0 {
@@ -45,8 +45,8 @@ impl Queue {
             }
             return true;
         }
-        if let (Some(wait), false) = (wait, state.ended) {
-            state.wakers.keep(wait);
+        if wait.is_some() && !state.ended {
+            state.waker = wait;
         }
         !state.ended
     }
@@ -55,7 +55,7 @@ impl Queue {
     pub fn end(&self, wake: &mut Vec<Waker>) {
         let mut state = self.0.lock();
         state.ended = true;
-        state.wakers.take(wake);
+        wake.extend(state.waker.take());
     }
 }
 

@@ -9,28 +9,22 @@ use super::filter::Filter;
 use super::record::{Item, Record};
 use super::ring::{RECORDS, Ring};
 use super::stats::{KINDS, Stats};
-use super::wake::{Wait, Waker, Wakers};
+use super::wake::Waker;
 
 /// The most records that one look goes through before others get the lock.
 const LOOK: usize = 4096;
 
-/// Those who wait for one observing file.
+/// Who waits for one observing file.
 pub struct Parked {
     filter: Filter,
-    state: Mutex<ParkedState>,
-}
-
-#[derive(Default)]
-struct ParkedState {
-    wakers: Wakers,
-    /// Whether it is on a list of the stream.
-    listed: bool,
+    /// There while it is on its list of the stream.
+    waker: Mutex<Option<Waker>>,
 }
 
 impl Parked {
     /// Nobody waits yet.
     pub fn new(filter: Filter) -> Arc<Self> {
-        Arc::new(Self { filter, state: Mutex::default() })
+        Arc::new(Self { filter, waker: Mutex::default() })
     }
 
     /// Its list: that of its kind, or the one of `all`.
@@ -39,9 +33,7 @@ impl Parked {
     }
 
     fn take(&self, wake: &mut Vec<Waker>) {
-        let mut state = self.state.lock();
-        state.listed = false;
-        state.wakers.take(wake);
+        wake.extend(self.waker.lock().take());
     }
 }
 
@@ -121,7 +113,7 @@ impl Stream {
                 *ring = None;
             }
         }
-        if parked.state.lock().listed {
+        if parked.waker.lock().is_some() {
             self.waiting[parked.list()].retain(|other| !Arc::ptr_eq(other, parked));
         }
         parked.take(wake);
@@ -200,12 +192,10 @@ impl Stream {
         all.filter_map(|(place, at)| Some((place, record(at)?))).min_by_key(|(_, record)| record.seq)
     }
 
-    /// Keeps somebody who waits. In one hold of the lock with the look that found nothing.
-    pub fn park(&mut self, parked: &Arc<Parked>, wait: Wait) {
-        let mut state = parked.state.lock();
-        state.wakers.keep(wait);
-        if !state.listed {
-            state.listed = true;
+    /// Keeps who waits, in place of the one before. In one hold of the lock with the look that found nothing.
+    pub fn park(&mut self, parked: &Arc<Parked>, waker: Waker) {
+        let before = parked.waker.lock().replace(waker);
+        if before.is_none() {
             self.waiting[parked.list()].push(parked.clone());
         }
     }

@@ -49,7 +49,7 @@ impl Stream {
         wait: bool,
         reply: ReplyData,
     ) {
-        match self.file.read(size, None) {
+        match self.file.read(size) {
             Taken::Wait if wait => {}
             taken => {
                 match taken {
@@ -135,7 +135,7 @@ impl Stream {
             let Some(reader) = self.readers.lock().pop_front() else { return false };
             // Claimed first: what is read for a caller that is being killed would be lost.
             let Some(waiting) = reader.ticket.claim() else { continue };
-            match self.file.read(reader.size, None) {
+            match self.file.read(reader.size) {
                 Taken::Wait => {
                     reader.ticket.put_back(waiting);
                     self.readers.lock().push_front(reader);

@@ -250,15 +250,18 @@ impl Tree {
     /// # Errors
     /// What its row says; nothing is changed then.
     pub fn store(&self, ctx: &Ctx<'_>, data: &[u8]) -> FsResult<()> {
-        if self.options.ro {
-            return Err(FsError::read_only());
-        }
+        self.check_writable()?;
         check_length(data)?;
         match self.shape(ctx.place) {
             Shape::Content { store: Some(store), .. } => store(ctx, data),
             Shape::Dir => Err(FsError::IsADirectory),
             _ => Err(FsError::BadAccess("this file can't be written, only read".to_owned())),
         }
+    }
+
+    /// Checks that this mount may change the VM.
+    fn check_writable(&self) -> FsResult<()> {
+        if self.options.ro { Err(FsError::read_only()) } else { Ok(()) }
     }
 
     /// Checks that a file may be opened for this; the permission bits were checked by the kernel, but not for root.
@@ -270,8 +273,8 @@ impl Tree {
             return Err(FsError::NoEntry("that block of RAM is gone".to_owned()));
         }
         let perm = self.perm(place);
-        if write && self.options.ro {
-            return Err(FsError::read_only());
+        if write {
+            self.check_writable()?;
         }
         if write && perm & 0o222 == 0 {
             return Err(FsError::BadAccess("this file can only be read".to_owned()));

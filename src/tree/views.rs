@@ -139,8 +139,9 @@ impl Tree {
     /// Makes a view.
     ///
     /// # Errors
-    /// The name is bad or taken, or the hardware has no more.
+    /// The name is bad or taken, the hardware has no more, or the mount is read-only.
     pub fn make_view(&self, ctx: &Ctx<'_>, name: &str) -> FsResult<Place> {
+        self.check_writable()?;
         text::view_name::check(name)?;
         let _changing = self.views.change();
         if self.views.named(name).is_some() {
@@ -155,8 +156,9 @@ impl Tree {
     /// Removes a view.
     ///
     /// # Errors
-    /// It is the default view, a vCPU runs on it, or there is none of that name.
+    /// It is the default view, a vCPU runs on it, there is none of that name, or the mount is read-only.
     pub fn remove_view(&self, _ctx: &Ctx<'_>, name: &str) -> FsResult<()> {
+        self.check_writable()?;
         let _changing = self.views.change();
         let Some(view) = self.views.named(name) else {
             return Err(FsError::NoEntry(format!("there is no view {name}")));

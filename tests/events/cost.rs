@@ -79,10 +79,9 @@ fn names_that_nobody_uses_cost_no_memory() {
         std::thread::sleep(Duration::from_secs(4));
         rss(daemon)
     };
-    let before = round(0);
-    round(1);
-    let after = round(2);
-    println!("{before} KiB, then {after} KiB");
-    assert!(after < before + (2 << 10), "{before} KiB, then {after} KiB");
+    // Tables keep the room for the most names that were ever known at once, which takes some rounds to reach.
+    let rounds: Vec<u64> = (0..5).map(round).collect();
+    println!("{rounds:?} KiB");
+    assert!(rounds[4] < rounds[2] + (2 << 10), "{rounds:?} KiB");
     lab.umount();
 }

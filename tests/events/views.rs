@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::process::Command;
 
 use vmtree_api::events::Inject;
 use vmtree_api::{Gva, VcpuId, ViewId};
@@ -54,6 +55,23 @@ fn views_are_made_and_removed_as_directories() {
     lab.end();
     // What the mount made is gone with it.
     assert_eq!((script.views(), script.view(0)), (vec![], ViewId(0)));
+}
+
+#[test]
+fn a_read_only_mount_keeps_its_views_also_where_the_kernel_would_let_it_change_them() {
+    let Some(lab) = lab("views of a read-only mount", "ro") else { return };
+    assert_eq!(errno(fs::create_dir(lab.path("views/hooks"))), libc::EROFS);
+    // Without the helper, so by the kernel alone.
+    let remount = Command::new("mount").args(["-i", "-o", "remount,rw"]).arg(lab.path(".")).status();
+    if !remount.is_ok_and(|status| status.success()) {
+        println!("skipped: a remount needs root");
+        return lab.end();
+    }
+    assert_eq!(errno(fs::create_dir(lab.path("views/hooks"))), libc::EROFS);
+    assert!(lab.last_error().contains("path=views/hooks errno=EROFS"), "{}", lab.last_error());
+    assert_eq!(errno(fs::remove_dir(lab.path("views/0"))), libc::EROFS);
+    assert_eq!(lab.script.views(), vec![]);
+    lab.end();
 }
 
 #[test]

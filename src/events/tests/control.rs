@@ -1,10 +1,12 @@
 //! Controllers: who may be one, what they answer, and every way in which a held vCPU is let go.
 
+use std::sync::mpsc;
+
 use super::*;
 use crate::text::access::AccessChange;
 use mock::{cr3, msr, slat};
 use vmtree_api::Gfn;
-use vmtree_api::events::{Action, Verdict};
+use vmtree_api::events::{Action, Verdict, Wanted};
 use vmtree_api::{Access, VcpuId};
 
 #[test]
@@ -110,6 +112,40 @@ fn an_answer_too_late_is_stale_and_the_vcpu_went_on() {
     assert_eq!(errno(file.write(b"1 deny")), Errno::ESTALE);
     assert_eq!(next(&file), (1, false), "it is told, but waits no more");
     assert_eq!(mount.hub.held(VcpuId(0)), None);
+}
+
+#[test]
+fn a_held_vcpu_is_let_go_in_time_also_where_nothing_is_armed_any_more() {
+    let mount = mount_of(Mock::new(), Duration::from_millis(300));
+    let file = mount.open(EventKind::Slat, Mode::Control);
+    let frames = Gfn(1)..Gfn(2);
+    let rule = AccessChange::Set { frames, access: Access::READ, deny: false };
+    mount.hub.set_access(ViewId(0), &[rule]).unwrap();
+    mount.mock.raise(slat(0x1000, Access::WRITE));
+    assert_eq!(next(&file), (1, true));
+    mount.hub.set_access(ViewId(0), &[AccessChange::Reset]).unwrap();
+    assert_eq!(mount.mock.wanted(), Wanted::default());
+    until("the time-out", || mount.stat(EventKind::Slat, "timed_out") == 1);
+    until("the answer", || mount.mock.verdicts() == [Verdict::Continue]);
+}
+
+#[test]
+fn an_event_that_comes_as_its_kind_is_disarmed_is_let_go() {
+    let mount = mount();
+    let file = mount.open(EventKind::Cr3, Mode::Control);
+    let (missed, wait) = mpsc::channel();
+    let (release, released) = mpsc::channel();
+    mount.mock.state().missed = Some(Box::new(move || {
+        missed.send(()).unwrap();
+        released.recv().unwrap();
+    }));
+    // The driver has said that there is nothing, but the pump has not heard it yet.
+    wait.recv_timeout(LONG).unwrap();
+    mount.mock.raise(cr3(0, 1));
+    drop(file);
+    assert_eq!(mount.mock.wanted(), Wanted::default());
+    release.send(()).unwrap();
+    until("the answer", || mount.mock.verdicts() == [Verdict::Continue]);
 }
 
 #[test]

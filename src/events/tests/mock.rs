@@ -29,14 +29,18 @@ pub struct State {
     pub watched: Vec<Wanted>,
     /// What was answered to events that waited, in order.
     pub answers: Vec<(Event, Verdict)>,
-    /// How `watch` fails.
+    /// How `watch` and `destroy` fail.
     pub fails: Option<ErrorKind>,
+    /// Whether `watch` alone fails.
+    pub deaf: bool,
     /// The actions that are refused when they are tried.
     pub refuses: Vec<Action>,
     pub gone: bool,
     pub views: u32,
     /// How often `next` was called.
     pub asked: u64,
+    /// What the next call of `next` that finds nothing does before it says so.
+    pub missed: Option<Box<dyn FnOnce() + Send>>,
 }
 
 impl Mock {
@@ -113,6 +117,9 @@ impl EventSource for Mock {
         if let Some(kind) = state.fails {
             return Err(Error::new(kind, "watch", "as the test wants it"));
         }
+        if state.deaf {
+            return Err(Error::new(ErrorKind::Io, "watch", "as the test wants it"));
+        }
         state.watched.push(wanted.clone());
         if *wanted == Wanted::default() {
             // Whoever waits for an event need not wait on.
@@ -136,6 +143,9 @@ impl EventSource for Mock {
             let unwatched = state.watched.last().is_none_or(|wanted| *wanted == Wanted::default());
             let until = if unwatched { Instant::now() + Duration::from_millis(1) } else { late };
             if self.more.wait_until(&mut state, until.min(late)).timed_out() {
+                let missed = state.missed.take();
+                drop(state);
+                missed.into_iter().for_each(|missed| missed());
                 return Ok(None);
             }
         }
@@ -169,10 +179,13 @@ impl Views for Mock {
         Ok(ViewId(state.views))
     }
     fn destroy(&self, _view: ViewId) -> Result<(), Error> {
-        match self.state().fails {
-            Some(kind) => Err(Error::new(kind, "destroy", "as the test wants it")),
-            None => Ok(()),
+        let mut state = self.state();
+        if let Some(kind) = state.fails {
+            return Err(Error::new(kind, "destroy", "as the test wants it"));
         }
+        // The number of the last one is given again.
+        state.views -= 1;
+        Ok(())
     }
     fn remap(&self, _view: ViewId, _gfn: Gfn, _to: Remap) -> Result<(), Error> {
         Ok(())

@@ -89,7 +89,7 @@ fn items(file: &EventFile, count: usize) -> Vec<Item> {
     let mut all = Vec::new();
     while all.len() < count {
         until("a record", || file.readable(None));
-        match file.read((count - all.len()) * RECORD_BYTES, None) {
+        match file.read((count - all.len()) * RECORD_BYTES) {
             Taken::Data(data) => all.extend(data.chunks(RECORD_BYTES).map(|one| decode(one).unwrap())),
             other => panic!("{other:?}"),
         }

@@ -257,3 +257,18 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_view_that_gets_the_number_of_one_that_was_removed_gets_its_rules_anew() {
+    let mount = mount();
+    let gpa = Some(Gpa(0x1000)..Gpa(0x2000));
+    let _file = mount.try_open(Filter { gpa, ..Filter::of(EventKind::Slat) }, Mode::Observe).unwrap();
+    let view = mount.hub.make_view().unwrap();
+    mount.mock.state().deaf = true;
+    mount.hub.remove_view(view).unwrap();
+    mount.mock.state().deaf = false;
+    let told = mount.mock.state().watched.len();
+    assert_eq!(mount.hub.make_view().unwrap(), view);
+    assert_eq!(mount.mock.state().watched.len(), told + 1, "the driver dropped them with the view");
+    assert!(mount.mock.wanted().rules.iter().any(|rule| rule.view == view));
+}
