@@ -22,8 +22,8 @@ use crate::tree::{Caller, Place};
 /// The shortest and the longest pause between two looks at the callers.
 const SHORTEST: Duration = Duration::from_millis(20);
 const LONGEST: Duration = Duration::from_millis(150);
-/// A look may cost one part in this many of a core.
-const SHARE: u32 = 100;
+/// A look may cost one part in this many of a core, as far as LONGEST lets it.
+const SHARE: u32 = 150;
 /// How long a reader waits that we can't look at (it lives in another pid namespace): after EINTR it ends if it has a
 /// signal, and else reads again. A writer would write again, and have done twice what it wrote once, so it waits for the
 /// deadline.

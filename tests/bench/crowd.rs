@@ -17,19 +17,20 @@ fn resident(pid: u32) -> f64 {
     line.trim().trim_end_matches(" kB").parse().expect("a number")
 }
 
-/// CPU seconds of a process so far: fields 14 and 15 of /proc/PID/stat (proc(5)), in ticks of 10 ms.
+/// CPU seconds of all threads of a process so far: the first field of /proc/PID/task/TID/schedstat, in ns
+/// (Documentation/scheduler/sched-stats.rst).
 fn cpu(pid: u32) -> f64 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("stat");
-    let after_name = stat.rsplit(") ").next().expect("fields").to_owned();
-    let fields: Vec<f64> = after_name.split(' ').filter_map(|field| field.parse().ok()).collect();
-    (fields[10] + fields[11]) / 100.0
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("the daemon's threads");
+    let of = |path: std::path::PathBuf| fs::read_to_string(path.join("schedstat")).unwrap_or_default();
+    let times = threads.map(|thread| of(thread.expect("a thread").path()));
+    times.filter_map(|text| text.split(' ').next()?.parse::<f64>().ok()).sum::<f64>() / 1e9
 }
 
-/// The share of a core that the daemon takes within three seconds, in percent.
+/// The share of a core that the daemon takes within four seconds, in percent.
 fn load(daemon: u32) -> f64 {
     let before = cpu(daemon);
-    std::thread::sleep(Duration::from_secs(3));
-    (cpu(daemon) - before) / 3.0 * 100.0
+    std::thread::sleep(Duration::from_secs(4));
+    (cpu(daemon) - before) / 4.0 * 100.0
 }
 
 pub fn run() -> bool {
