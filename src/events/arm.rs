@@ -7,8 +7,7 @@ use std::sync::Arc;
 use vmtree_api::events::{Action, EventKind, EventOffer, Wanted, Watch, Way};
 use vmtree_api::{Access, Gpa, Missing, ViewId};
 
-use super::filter::Filter;
-use super::hub::Mode;
+use super::filter::{Filter, Mode};
 use super::intervals::Intervals;
 use super::rules::{self, Asked, Rules};
 use crate::error::{FsError, FsResult};

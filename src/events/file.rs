@@ -8,8 +8,8 @@ use parking_lot::Mutex;
 use vmtree_api::events::{EventKind, Verdict};
 
 use super::control::{Controller, Waiting};
-use super::filter::{Filter, Format};
-use super::hub::{Hub, Mode};
+use super::filter::{Filter, Format, Mode};
+use super::hub::Hub;
 use super::record::Item;
 use super::show;
 use super::stream::{Cursor, Parked};

@@ -17,6 +17,15 @@ pub enum Format {
     Binary,
 }
 
+/// How an event file is open.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Mode {
+    /// Read-only: the guest never waits.
+    Observe,
+    /// Read-write: the vCPU waits at each event for an answer.
+    Control,
+}
+
 /// Which events an event file is of, as its name says; `None` matches all.
 #[derive(Clone, Debug, Default, Eq, Hash, PartialEq)]
 pub struct Filter {

@@ -11,9 +11,10 @@ use vmtree_api::{Cancel, Driver, Error, ErrorKind, VcpuId, ViewId};
 use super::arm::{self, Arming};
 use super::control::{Control, Controller, Waiting};
 use super::file::EventFile;
-use super::filter::{Filter, Format};
+use super::filter::{Filter, Format, Mode};
 use super::pump::Pump;
 use super::rules::{Rules, asked_lines};
+use super::show::ViewNames;
 use super::stats::Stats;
 use super::stream::Stream;
 use super::wake::wake;
@@ -23,28 +24,10 @@ use crate::text::access::{AccessChange, AccessLine};
 /// CLOCK_MONOTONIC in ns. The standard library does not tell its value.
 pub type Clock = fn() -> u64;
 
-/// How views are called, in records and in answers.
-pub trait ViewNames: Send + Sync {
-    /// The view of this name.
-    fn find(&self, name: &str) -> Option<ViewId>;
-
-    /// The name of a view; `None` for one that is gone.
-    fn name(&self, view: ViewId) -> Option<String>;
-}
-
 /// How long opening a file to control waits for the release of one that it overlaps: close(2) returns before it.
 const RELEASE: Duration = Duration::from_millis(100);
 /// How often a wait looks whether its caller has gone.
 const LOOK: Duration = Duration::from_millis(10);
-
-/// How an event file is open.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Mode {
-    /// Read-only: the guest never waits.
-    Observe,
-    /// Read-write: the vCPU waits at each event for an answer.
-    Control,
-}
 
 /// The rules as those who must not wait for a driver see them.
 #[derive(Default)]

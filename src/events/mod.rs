@@ -22,7 +22,9 @@ mod taken;
 mod wake;
 
 pub use file::{EventFile, Taken};
-pub use hub::{Clock, Hub, Mode, ViewNames};
+pub use filter::Mode;
+pub use hub::{Clock, Hub};
+pub use show::ViewNames;
 pub use wake::Waker;
 
 #[cfg(test)]

@@ -1,9 +1,19 @@
 //! Records as an open file shows them.
 
+use vmtree_api::ViewId;
+
 use super::filter::Format;
-use super::hub::ViewNames;
 use super::record::Item;
 use crate::text::{event, record};
+
+/// How views are called, in records and in answers.
+pub trait ViewNames: Send + Sync {
+    /// The view of this name.
+    fn find(&self, name: &str) -> Option<ViewId>;
+
+    /// The name of a view; `None` for one that is gone.
+    fn name(&self, view: ViewId) -> Option<String>;
+}
 
 /// Adds one record.
 pub fn show(format: Format, item: &Item, names: &dyn ViewNames, out: &mut Vec<u8>) {
