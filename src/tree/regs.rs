@@ -40,7 +40,8 @@ pub fn len(ctx: &Ctx<'_>) -> u64 {
 /// Sets one register.
 pub fn store(ctx: &Ctx<'_>, data: &[u8]) -> FsResult<()> {
     let (id, _) = of_place(ctx)?;
-    let mut set = read(ctx)?;
+    // Not all: of a vCPU that is held at an event some driver has only part.
+    let mut set = registers(ctx)?.read_some(ctx.vcpu(), &[id])?;
     text::apply(text_of(data)?, id, &mut set)?;
     write(ctx, &set, &[id])
 }

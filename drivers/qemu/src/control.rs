@@ -14,6 +14,7 @@ use parking_lot::{Mutex, MutexGuard};
 use serde_json::Value;
 use vmtree_api::{Error, ErrorKind, Result};
 
+use crate::agent::Holds;
 use crate::clock::Clock;
 use crate::debts::Debts;
 use crate::link::Link;
@@ -39,7 +40,11 @@ pub struct Session {
     pub epoch: u64,
     /// We stopped the VM, and nobody has let it run since.
     owed: bool,
-    /// The same, noted for those who come after us before we do it.
+    /// A `stop` of ours waits in QEMU for a vCPU that is held.
+    pub stopping: bool,
+    /// The vCPUs that are held, where there is an agent.
+    pub holds: Option<Arc<Holds>>,
+    /// The same as `owed`, noted for those who come after us before we do it.
     debts: Arc<Debts>,
     /// The VM's clock in our pause.
     clock: Option<Clock>,
@@ -54,9 +59,17 @@ impl Control {
     /// Those of [`Qmp::peer`].
     pub fn new(qmp: Qmp, ended: Arc<AtomicBool>, debts: Debts) -> Result<Self> {
         let (link, debts) = (Link::new(qmp, ended)?, Arc::new(debts));
-        let noted = Arc::clone(&debts);
-        let session =
-            Session { link, pauses: 0, epoch: 0, owed: false, debts: noted, clock: None, map_suspect: false };
+        let session = Session {
+            link,
+            pauses: 0,
+            epoch: 0,
+            owed: false,
+            stopping: false,
+            holds: None,
+            debts: Arc::clone(&debts),
+            clock: None,
+            map_suspect: false,
+        };
         Ok(Self { session: Mutex::new(session), debts })
     }
 
@@ -96,7 +109,7 @@ impl Control {
         let line = session.settle()?;
         let status = if session.owed { Status::Stopped } else { session.status()? };
         let ours = match status {
-            Status::Running => session.stop()?,
+            Status::Running => session.stop_now()?,
             Status::Stopped | Status::Failed | Status::Passing => false,
             Status::Migrated => return Err(migrated()),
         };
@@ -127,6 +140,7 @@ impl Session {
     pub fn settle(&mut self) -> Result<Arc<Qmp>> {
         self.link.check_alive()?;
         self.link.touch();
+        self.refuse_while_stopping()?;
         if let Some(line) = self.link.line() {
             match self.note(&line) {
                 Ok(()) => return Ok(line),
@@ -164,9 +178,17 @@ impl Session {
         let line = self.open_line()?;
         // Owed from here on: who knows what has happened when no answer comes.
         self.owe()?;
-        let answer = self.heard(line.execute("stop", Value::Null)).and_then(|_| self.heard(line.events()));
+        let holds = self.holds.clone();
+        let held = || holds.as_ref().is_some_and(|holds| holds.any());
+        let answer = self.heard(line.execute_unless("stop", Value::Null, held));
+        let answer = answer.and_then(|answer| Ok((answer, self.heard(line.events())?)));
         match answer {
-            Ok(events) => {
+            Ok((None, events)) => {
+                self.suspect_map(&events);
+                self.stopping = true;
+                Ok(true)
+            }
+            Ok((Some(_), events)) => {
                 self.suspect_map(&events);
                 // A stop of a stopped VM has no event. One that is resumed at once was resumed by somebody else.
                 let last = events.iter().rev().find(|event| matches!(event.as_str(), "STOP" | "RESUME"));
@@ -188,7 +210,8 @@ impl Session {
     /// It could not be given; unless the VM is gone, it is still owed.
     pub fn release(&mut self, patience: Duration) -> Result<()> {
         let deadline = Instant::now() + patience;
-        while self.owed {
+        // One that waits to stop is let go on by the keeper, once it has stopped.
+        while self.owed && !self.is_stopping() {
             match self.try_release() {
                 Ok(()) => {}
                 Err(error) if error.kind() == ErrorKind::Gone && self.link.check_alive().is_err() => {
@@ -281,7 +304,8 @@ impl Session {
             // Broken, it is closed.
             let _ = self.note(&line);
         }
-        if self.owed && self.pauses == 0 && self.release(Duration::ZERO).is_ok() {
+        let stopping = self.is_stopping();
+        if self.owed && self.pauses == 0 && !stopping && self.release(Duration::ZERO).is_ok() {
             log::info!("the VM is let go on after all");
         }
         if !self.owed {
@@ -289,7 +313,7 @@ impl Session {
         }
     }
 
-    fn open_line(&mut self) -> Result<Arc<Qmp>> {
+    pub fn open_line(&mut self) -> Result<Arc<Qmp>> {
         match self.link.line() {
             Some(line) => Ok(line),
             None => self.link.connect(),
@@ -297,7 +321,7 @@ impl Session {
     }
 
     /// Closes a connection that is broken.
-    fn heard<T>(&mut self, result: Result<T>) -> Result<T> {
+    pub fn heard<T>(&mut self, result: Result<T>) -> Result<T> {
         if let Err(error) = &result {
             let refused =
                 matches!(error.kind(), ErrorKind::Invalid | ErrorKind::Unsupported | ErrorKind::NotFound);

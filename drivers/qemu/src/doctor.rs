@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use vmtree_api::{Check, Missing};
 
+use crate::agent::Plugin;
 use crate::gdb::folder;
 use crate::process::Process;
 
@@ -20,6 +21,7 @@ pub fn checks() -> Vec<Check> {
     vec![
         Check { what: "the memory of a QEMU process".to_owned(), found: rights(&status, yama.as_deref()) },
         Check { what: "QEMU".to_owned(), found: installed() },
+        Check { what: "events of QEMU guests".to_owned(), found: plugin() },
         Check { what: "folders of killed vmtrees in /tmp".to_owned(), found: Ok(swept(folder::sweep())) },
     ]
 }
@@ -37,6 +39,16 @@ fn rights(status: &str, yama: Option<&str>) -> Result<String, Missing> {
                 .cure("run vmtree as root, or set kernel.yama.ptrace_scope=0 for QEMUs of this user"))
         }
     }
+}
+
+/// The line to start a QEMU with.
+fn plugin() -> Result<String, Missing> {
+    let plugin = Plugin::for_vm(None);
+    if plugin.is_found() {
+        return Ok(format!("{} (TCG, QEMU 10.0 or later; libvirt: {})", plugin.flag(), plugin.libvirt()));
+    }
+    Err(Missing::new("libvmtree_qemu.so is neither beside this program nor in ../lib/vmtree")
+        .cure(format!("put it there, then {}", plugin.cure())))
 }
 
 fn swept(folders: usize) -> String {

@@ -1,5 +1,6 @@
 //! The driver: opened by a SOURCE, it offers memory, and says what is missing.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -10,6 +11,7 @@ use vmtree_api::{
     Arch, Driver, Error, ErrorKind, Execution, Facts, Host, Memory, Missing, Registers, Result, Source,
 };
 
+use crate::agent::{self, Events};
 use crate::control::Control;
 use crate::debts::Debts;
 use crate::execution::Vm;
@@ -28,6 +30,8 @@ const OP: &str = "open qemu";
 struct Qemu {
     facts: Facts,
     memory: Arc<GuestMemory>,
+    /// Dropped before the rest: it lets go of what it holds, so that QEMU can be stopped and let go on.
+    events: std::result::Result<Events, Missing>,
     /// Dropped, it stops waiting for QEMU's end.
     _watch: Watch,
     registers: Arc<Access>,
@@ -43,9 +47,10 @@ struct Qemu {
 /// [`ErrorKind::Invalid`] for a target or an option that makes no sense, [`ErrorKind::NotFound`] if there is no such
 /// QEMU, [`ErrorKind::Busy`] if another client holds its monitor, [`ErrorKind::Denied`] if its memory is closed to
 /// us, [`ErrorKind::Unsupported`] if its guest is no x86-64 one or it has no QMP socket.
-pub fn open(source: Source, host: Arc<dyn Host>) -> Result<Box<dyn Driver>> {
+pub fn open(mut source: Source, host: Arc<dyn Host>) -> Result<Box<dyn Driver>> {
     let target = Target::parse(&source.target)?;
-    source.finish(&[])?;
+    let agent = source.take("agent");
+    source.finish(&["agent"])?;
     let Found { pid, qmp } = find::connect(&target)?;
     // QEMU answers after this, so the process that is opened here is the one that answers.
     let process = watch::open(pid)?;
@@ -60,11 +65,24 @@ pub fn open(source: Source, host: Arc<dyn Host>) -> Result<Box<dyn Driver>> {
     folder::sweep();
     let with_gdb = registers::can_have_gdb(&*control.lock().settle()?)?;
     let kvm = facts.extra.contains(&("accelerator", "kvm".to_owned()));
-    let registers = Arc::new(Access::new(Arc::clone(&control), pid, with_gdb, kvm));
+    let agent = agent::find(
+        pid,
+        agent.as_deref().map(Path::new),
+        &facts,
+        Arc::clone(&memory) as Arc<dyn Memory>,
+        Arc::clone(&ended),
+    )?;
+    facts.extra.push(("agent", told(&agent)));
+    if agent.as_ref().is_err_and(|missing| missing.cure.is_some()) {
+        facts.extra.push(("agent_libvirt", agent::Plugin::for_vm(facts.name.as_deref()).libvirt()));
+    }
+    let holds = agent.as_ref().ok().map(|agent| Arc::clone(agent.holds()));
+    control.lock().holds.clone_from(&holds);
+    let registers = Arc::new(Access::new(Arc::clone(&control), pid, with_gdb, kvm).with(holds));
     let mut keeper = Keeper::new(pid, &control, Arc::clone(&memory), Arc::clone(&ended), Arc::clone(&host));
     let watch = Watch::start(process, ended, host, move || keeper.tick())?;
     let execution = Vm(control, Arc::clone(&registers));
-    Ok(Box::new(Qemu { facts, memory, _watch: watch, registers, execution }))
+    Ok(Box::new(Qemu { events: agent, facts, memory, _watch: watch, registers, execution }))
 }
 
 fn facts(qmp: &Qmp, pid: u32) -> Result<Facts> {
@@ -115,7 +133,7 @@ impl Driver for Qemu {
     }
 
     fn events(&self) -> std::result::Result<&dyn EventSource, Missing> {
-        Err(later("events, through a TCG plugin"))
+        self.events.as_ref().map(|events| events as &dyn EventSource).map_err(Clone::clone)
     }
 
     fn views(&self) -> std::result::Result<&dyn Views, Missing> {
@@ -125,10 +143,18 @@ impl Driver for Qemu {
     }
 
     fn injection(&self) -> std::result::Result<&dyn Injection, Missing> {
-        Err(later("injection"))
+        Err(match &self.events {
+            Ok(_) => Missing::new("QEMU's plugin interface injects only into a vCPU that waits at an event")
+                .cure("answer an event with 'SEQ inject ...'"),
+            Err(missing) => missing.clone(),
+        })
     }
 }
 
-fn later(what: &str) -> Missing {
-    Missing::new(format!("{what}: not built yet in the qemu driver")).cure("it comes with a later release")
+/// The agent in the words of `info`.
+fn told(agent: &std::result::Result<Events, Missing>) -> String {
+    match agent {
+        Ok(agent) => agent.name(),
+        Err(missing) => format!("no: {missing}"),
+    }
 }

@@ -4,7 +4,7 @@ use std::sync::{Arc, Weak};
 
 use vmtree_api::{Cancel, Error, ErrorKind, Execution, Pause, Result, RunState, VcpuId};
 
-use crate::control::{Control, PATIENCE, migrated};
+use crate::control::{Control, PATIENCE, Session, migrated};
 use crate::registers::Access;
 use crate::runstate::Status;
 
@@ -14,6 +14,10 @@ pub struct Vm(pub Arc<Control>, pub Arc<Access>);
 impl Execution for Vm {
     fn state(&self) -> Result<RunState> {
         let mut session = self.0.lock();
+        if session.is_stopping() {
+            // Without a pause of ours it goes on as soon as it has stopped.
+            return Ok(if session.pauses > 0 { RunState::Paused } else { RunState::Running });
+        }
         session.settle()?;
         Ok(match session.status()? {
             Status::Running => RunState::Running,
@@ -24,24 +28,14 @@ impl Execution for Vm {
 
     fn pause(&self) -> Result<Pause> {
         let mut session = self.0.lock();
-        let line = session.settle()?;
-        let mut status = session.status()?;
-        if status == Status::Running && !session.stop()? {
-            // Somebody else stopped it before us, or let it run after us.
-            status = session.status()?;
-            if status == Status::Running {
-                return Err(busy("somebody else lets the VM run at this moment; try again"));
-            }
-        }
-        match status {
-            Status::Migrated => return Err(migrated()),
-            Status::Passing => {
-                return Err(busy("QEMU sleeps, migrates or takes a snapshot; try again later"));
-            }
-            Status::Running | Status::Stopped | Status::Failed => {}
+        if !session.is_stopping() {
+            stop(&mut session)?;
         }
         session.pauses += 1;
-        if session.pauses == 1 {
+        if session.pauses == 1
+            && !session.stopping
+            && let Some(line) = session.link.line()
+        {
             session.note_clock(&line);
         }
         let (control, epoch) = (Arc::downgrade(&self.0), session.epoch);
@@ -51,6 +45,12 @@ impl Execution for Vm {
 
     fn force_resume(&self) -> Result<()> {
         let mut session = self.0.lock();
+        if session.is_stopping() {
+            // It goes on as soon as it has stopped.
+            session.pauses = 0;
+            session.epoch += 1;
+            return Ok(());
+        }
         session.settle()?;
         match session.status()? {
             Status::Running => Ok(()),
@@ -62,6 +62,24 @@ impl Execution for Vm {
 
     fn step(&self, vcpu: VcpuId, count: u64, cancel: &Cancel) -> Result<u64> {
         self.1.step(vcpu, count, cancel)
+    }
+}
+
+/// Stops the VM, or has it stop as soon as the held events are answered.
+fn stop(session: &mut Session) -> Result<()> {
+    session.settle()?;
+    let mut status = session.status()?;
+    if status == Status::Running && !session.stop()? {
+        // Somebody else stopped it before us, or let it run after us.
+        status = session.status()?;
+        if status == Status::Running {
+            return Err(busy("somebody else lets the VM run at this moment; try again"));
+        }
+    }
+    match status {
+        Status::Migrated => Err(migrated()),
+        Status::Passing => Err(busy("QEMU sleeps, migrates or takes a snapshot; try again later")),
+        Status::Running | Status::Stopped | Status::Failed => Ok(()),
     }
 }
 

@@ -1,12 +1,15 @@
-//! Stock QEMU, TCG or KVM, found and read from outside: nothing in it is patched and nothing is loaded into it.
+//! Stock QEMU, TCG or KVM, found and read from outside: nothing in it is patched. Events come from a plugin that the user
+//! may load into it.
 //!
 //! The layout of guest memory comes from the QMP monitor. The bytes come from the files behind shared memory
 //! backends, or from the memory of the QEMU process where there are none.
 
+mod agent;
 mod backing;
 mod clock;
 mod control;
 mod debts;
+mod dial;
 mod doctor;
 mod driver;
 mod execution;
@@ -26,6 +29,7 @@ mod registers;
 mod runstate;
 mod said;
 mod source;
+mod standstill;
 mod sys;
 mod verify;
 mod watch;

@@ -18,6 +18,8 @@ pub struct CommandLine {
     pub memory: Option<String>,
     /// Its QMP monitors that listen on unix sockets, in the order written.
     pub monitors: Vec<Listener>,
+    /// The socket of vmtree's plugin, as QEMU was told it.
+    pub agent: Option<String>,
 }
 
 impl CommandLine {
@@ -28,6 +30,7 @@ impl CommandLine {
         for (flag, value) in pairs(arguments) {
             match flag {
                 "name" => line.name = Keys::parse(value, "guest").take("guest").or(line.name),
+                "plugin" => line.agent = plugin_socket(value).or(line.agent),
                 "m" => line.memory = Some(value.to_owned()),
                 "qmp" | "qmp-pretty" => line.monitors.extend(monitor(arguments, value)),
                 "mon" => {
@@ -53,6 +56,14 @@ fn pairs<S: AsRef<str>>(arguments: &[S]) -> impl Iterator<Item = (&str, &str)> {
         }
         _ => None,
     })
+}
+
+/// The socket of `-plugin FILE,socket=PATH`, where FILE is vmtree's.
+fn plugin_socket(value: &str) -> Option<String> {
+    let mut keys = Keys::parse(value, "file");
+    let file = keys.take("file")?;
+    keys.take("socket")
+        .filter(|_| file.rsplit('/').next().is_some_and(|name| name.starts_with("libvmtree_qemu")))
 }
 
 /// The listener of `-qmp VALUE`: `unix:PATH,server=on...` or `chardev:ID`.
@@ -157,6 +168,14 @@ mod tests {
     }
 
     #[test]
+    fn finds_the_socket_of_our_plugin_alone() {
+        let ours = "-plugin /a/libhotblocks.so,socket=/x -plugin file=/lib/libvmtree_qemu.so,socket=/run/a";
+        assert_eq!(read(ours).agent.as_deref(), Some("/run/a"));
+        assert_eq!(read("-plugin libvmtree_qemu.so,socket=a,,b").agent.as_deref(), Some("a,b"));
+        assert_eq!(read("-plugin /a/libhotblocks.so,socket=/x").agent, None);
+    }
+
+    #[test]
     fn passes_over_other_monitors() {
         let others = [
             "-qmp tcp:localhost:4444,server=on",
@@ -174,7 +193,7 @@ mod tests {
         #[test]
         fn never_panics(arguments: Vec<String>, value in "[-a-z,=:/]{0,40}") {
             let _ = CommandLine::parse(&arguments);
-            for flag in ["-name", "-qmp", "-mon", "-chardev"] {
+            for flag in ["-name", "-qmp", "-mon", "-chardev", "-plugin"] {
                 let _ = CommandLine::parse(&[flag, &value]);
             }
         }

@@ -71,6 +71,12 @@ impl Process {
         paths.filter_map(|path| self.reach(&path)).collect()
     }
 
+    /// The path of the socket of vmtree's plugin, as we reach it.
+    #[must_use]
+    pub fn agent_socket(&self) -> Option<PathBuf> {
+        self.reach(Path::new(&self.command_line().agent?))
+    }
+
     /// The path that the socket with this descriptor is bound to.
     fn bound_path(&self, fd: u32) -> Option<PathBuf> {
         let inode = socket_inode(&fs::read_link(format!("/proc/{}/fd/{fd}", self.pid)).ok()?)?;

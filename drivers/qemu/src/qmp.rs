@@ -9,27 +9,29 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use serde_json::{Value, json};
 use vmtree_api::{Error, ErrorKind, Result};
 
+use crate::dial::{dial, held};
 use crate::said::said;
 use crate::sys;
 
-const OP: &str = "ask QEMU";
+pub const OP: &str = "ask QEMU";
 
 /// The longest line that is read, in bytes. `info mtree -f` of a large machine is below one MiB.
 const LINE_LIMIT: usize = 16 << 20;
 
 /// How long a server may take to greet; one that serves another client does not greet at all.
-const GREETING: Duration = Duration::from_secs(3);
+pub const GREETING: Duration = Duration::from_secs(3);
 
 /// How many events are kept for one who does not take them.
 const EVENT_LIMIT: usize = 4096;
 
 /// How long an answer may take.
 const ANSWER: Duration = Duration::from_secs(10);
+
+/// How often one that waits for an answer looks whether it still wants it.
+const SLICE: Duration = Duration::from_millis(10);
 
 /// A connection past its greeting.
 pub struct Qmp {
@@ -87,6 +89,20 @@ impl Qmp {
     /// [`ErrorKind::Unsupported`] if QEMU does not know the command, [`ErrorKind::Invalid`] if it refuses it,
     /// [`ErrorKind::TimedOut`], [`ErrorKind::Gone`] if it hung up, [`ErrorKind::Protocol`].
     pub fn execute(&self, command: &str, arguments: Value) -> Result<Value> {
+        self.execute_unless(command, arguments, || false)?.ok_or_else(late)
+    }
+
+    /// The same, but `None` where no answer has come and `give_up` says not to wait for it. QEMU does the command all the
+    /// same, before those that follow; its late answer is passed over.
+    ///
+    /// # Errors
+    /// As [`Qmp::execute`].
+    pub fn execute_unless(
+        &self,
+        command: &str,
+        arguments: Value,
+        give_up: impl Fn() -> bool,
+    ) -> Result<Option<Value>> {
         let mut lines = self.lines.lock();
         lines.serial += 1;
         let serial = lines.serial;
@@ -97,13 +113,13 @@ impl Qmp {
         lines.send(&request)?;
         let deadline = Instant::now() + ANSWER;
         loop {
-            let line = lines.next(deadline)?;
+            let Some(line) = lines.next_unless(deadline, &give_up)? else { return Ok(None) };
             match Message::parse(&line)? {
                 Message::Event(name) => lines.set_aside(name),
                 Message::Answer { id, outcome }
                     if id == Some(serial) || (id.is_none() && outcome.is_err()) =>
                 {
-                    return outcome.map_err(|refusal| refusal.into_error(command));
+                    return outcome.map(Some).map_err(|refusal| refusal.into_error(command));
                 }
                 // The answer to a command that ran out of time before this one.
                 Message::Answer { id: Some(id), .. } if id < serial => {}
@@ -147,40 +163,6 @@ impl Qmp {
     }
 }
 
-/// Connects, waiting no longer than [`GREETING`]: a listener whose queue is full would let connect(2) hang.
-fn dial(path: &Path) -> Result<UnixStream> {
-    let at = path.display();
-    let address = SocketAddrUnix::new(path).map_err(|error| {
-        Error::new(ErrorKind::Invalid, OP, format!("'{at}' can't be the path of a socket")).caused_by(error)
-    })?;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
-        .map_err(|error| Error::new(ErrorKind::Io, OP, "no socket to be had").caused_by(error))?;
-    set_socket_timeout(&socket, Timeout::Send, Some(GREETING))
-        .map_err(|error| Error::new(ErrorKind::Io, OP, "a socket takes no timeout").caused_by(error))?;
-    connect(&socket, &address).map_err(|errno| {
-        use rustix::io::Errno;
-        let (kind, why) = match errno {
-            Errno::NOENT => {
-                (ErrorKind::NotFound, format!("there is no socket '{at}'; 'vmtree list' shows what runs"))
-            }
-            Errno::CONNREFUSED => (
-                ErrorKind::NotFound,
-                format!("nobody listens at '{at}'; its QEMU has ended or it is no socket"),
-            ),
-            Errno::AGAIN => return held(path),
-            Errno::ACCESS | Errno::PERM => {
-                (ErrorKind::Denied, format!("connecting to '{at}' is not allowed; become its owner or root"))
-            }
-            Errno::PROTOTYPE => {
-                (ErrorKind::Protocol, format!("'{at}' is no stream socket, so no QMP socket"))
-            }
-            _ => (ErrorKind::Io, format!("can't connect to '{at}'")),
-        };
-        Error::new(kind, OP, why).caused_by(errno)
-    })?;
-    Ok(UnixStream::from(socket))
-}
-
 fn greet(path: &Path, lines: &mut Lines) -> Result<()> {
     let at = path.display();
     let no_qmp =
@@ -196,16 +178,6 @@ fn greet(path: &Path, lines: &mut Lines) -> Result<()> {
         Ok(Message::Greeting) => Ok(()),
         _ => Err(no_qmp()),
     }
-}
-
-fn held(path: &Path) -> Error {
-    let why = format!(
-        "the QMP socket '{}' does not greet: another client holds it; \
-         give QEMU a second one: -qmp unix:PATH,server=on,wait=off \
-         (libvirt: by virsh edit, in <qemu:commandline>; see docs/qemu.md)",
-        path.display()
-    );
-    Error::new(ErrorKind::Busy, OP, why)
 }
 
 fn broken(how: &str) -> Error {
@@ -235,13 +207,25 @@ impl Lines {
 
     /// The next line, without its end.
     fn next(&mut self, deadline: Instant) -> Result<Vec<u8>> {
+        self.next_unless(deadline, &|| false)?.ok_or_else(late)
+    }
+
+    /// The same; `None` where `give_up` says that it is not to be waited for.
+    fn next_unless(&mut self, deadline: Instant, give_up: &dyn Fn() -> bool) -> Result<Option<Vec<u8>>> {
         let mut seen = 0;
         loop {
             if let Some(line) = self.whole_line(seen)? {
-                return Ok(line);
+                return Ok(Some(line));
             }
             seen = self.pending.len();
-            self.fill(deadline)?;
+            match self.fill(deadline.min(Instant::now() + SLICE)) {
+                Err(error) if error.kind() == ErrorKind::TimedOut && Instant::now() < deadline => {
+                    if give_up() {
+                        return Ok(None);
+                    }
+                }
+                filled => filled?,
+            }
         }
     }
 

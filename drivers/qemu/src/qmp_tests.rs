@@ -2,6 +2,7 @@
 
 use super::*;
 use proptest::prelude::*;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixListener;
 use std::thread::{self, JoinHandle};

@@ -107,8 +107,13 @@ suite() {
     # Its unit tests start no QEMU.
     driver) "${CARGO:-cargo}" test -p vmtree-qemu --test '*' ;;
     conformance) "${CARGO:-cargo}" test --test conformance qemu_ ;;
+    events)
+        "${CARGO:-cargo}" build -p vmtree-qemu-plugin
+        "${CARGO:-cargo}" test -p vmtree-qemu-plugin --test qemu
+        "${CARGO:-cargo}" test --test qemu_events
+        ;;
     mounts) "${CARGO:-cargo}" test --test qemu --test qemu_pause ;;
-    *) echo "there is no suite '$1': driver, conformance, mounts" >&2 && exit 2 ;;
+    *) echo "there is no suite '$1': driver, conformance, events, mounts" >&2 && exit 2 ;;
     esac
 }
 
@@ -123,7 +128,7 @@ run)
     export PATH="$folder/bin:$PATH"
     qemu-system-x86_64 --version | head -n 1
     cd "$top"
-    [ $# -gt 0 ] || set -- conformance driver mounts
+    [ $# -gt 0 ] || set -- conformance driver events mounts
     for name; do suite "$name"; done
     ;;
 *) usage ;;

@@ -56,7 +56,7 @@ impl<'a> Stopped<'a> {
         }
         match self.session.status()? {
             // By now it owes nothing.
-            Status::Running => self.ours = self.session.stop()?,
+            Status::Running => self.ours = self.session.stop_now()?,
             _ => self.ours |= self.session.owed && resumed,
         }
         Ok(resumed)

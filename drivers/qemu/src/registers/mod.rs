@@ -2,6 +2,7 @@
 
 mod check;
 mod costs;
+mod held;
 mod shared;
 mod snapshot;
 mod table;
@@ -18,6 +19,7 @@ use vmtree_api::{
     VcpuId,
 };
 
+use crate::agent::Holds;
 use crate::control::{Control, Stopped};
 use crate::gdb::door::{self, Door};
 use crate::kvm::Vcpus;
@@ -40,6 +42,8 @@ pub struct Access {
     inner: Arc<Inner>,
     /// Started at the first use of the gdbstub.
     caretaker: Mutex<Option<Caretaker>>,
+    /// The vCPUs that are held, where there is an agent.
+    holds: Option<Arc<Holds>>,
 }
 
 /// The thread that closes the gdbstub.
@@ -80,7 +84,14 @@ impl Access {
         let vcpus = kvm.then(|| Mutex::new(Vcpus::new(pid)));
         let (readers, costs) = (Readers::default(), Costs::default());
         let inner = Arc::new(Inner { control, door, readers, offers, vcpus, costs, with_gdb });
-        Self { inner, caretaker: Mutex::default() }
+        Self { inner, caretaker: Mutex::default(), holds: None }
+    }
+
+    /// The same with an agent, which has the registers of vCPUs that it holds.
+    #[must_use]
+    pub fn with(mut self, holds: Option<Arc<Holds>>) -> Self {
+        self.holds = holds;
+        self
     }
 
     /// Executes up to `count` instructions on `vcpu` while the others stand still, and returns how many it executed.
@@ -89,6 +100,9 @@ impl Access {
     /// [`ErrorKind::Busy`] unless the VM is paused or if somebody else uses the gdbstub, [`ErrorKind::NotFound`] for a
     /// vCPU that is not there. The VM is paused then.
     pub fn step(&self, vcpu: VcpuId, count: u64, cancel: &Cancel) -> Result<u64> {
+        if let Some(holds) = &self.holds {
+            holds.refuse("step")?;
+        }
         let mut done = 0;
         while done < count && !cancel.raised() {
             let batch = STEPS.min(count - done);
@@ -299,12 +313,18 @@ impl Registers for Access {
     }
 
     fn read(&self, vcpu: VcpuId) -> Result<RegisterSet> {
+        if let Some(set) = self.read_held(vcpu, None) {
+            return set;
+        }
         let set = self.inner.readers.read(vcpu, || self.inner.lead());
         self.tell();
         set
     }
 
     fn read_some(&self, vcpu: VcpuId, wanted: &[RegId]) -> Result<RegisterSet> {
+        if let Some(set) = self.read_held(vcpu, Some(wanted)) {
+            return set;
+        }
         let shared = wanted.iter().all(|id| table::row(*id).is_some_and(table::Row::is_shared));
         if let Some(set) = shared.then(|| self.inner.quick(vcpu)).flatten() {
             self.tell();
@@ -321,6 +341,9 @@ impl Registers for Access {
         let words = write::words(&self.inner.offers, changes)?;
         if words.is_empty() {
             return Ok(());
+        }
+        if let Some(written) = self.holds.as_ref().and_then(|holds| holds.write(vcpu, changes)) {
+            return written;
         }
         let inner = &self.inner;
         let written = inner.control.while_stopped(|stopped| {

@@ -1,0 +1,181 @@
+//! The vCPUs that stand still at an event, and their registers.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::thread::{self, ThreadId};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use vmtree_agent::client::{Client, Failure};
+use vmtree_agent::{Code, Event, Verdict};
+use vmtree_api::{Error, ErrorKind, RegId, RegValue, RegisterSet, Result, VcpuId};
+
+use super::{error, gone, regs};
+
+/// Which vCPUs are held. QEMU can't stop the VM while one is: its `stop` waits for the vCPU.
+pub struct Holds {
+    client: Arc<Client>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// The event's number, by vCPU.
+    held: BTreeMap<u32, u64>,
+    /// Nobody is held any more: the agent has let go of all.
+    ended: bool,
+    /// The thread that takes events.
+    taker: Option<ThreadId>,
+    /// What it took while it waited for an answer of the agent.
+    taken: VecDeque<Event>,
+}
+
+impl Holds {
+    /// The book of this connection.
+    #[must_use]
+    pub fn new(client: Arc<Client>) -> Self {
+        Self { client, state: Mutex::default() }
+    }
+
+    /// A vCPU stands still at an event.
+    pub fn add(&self, vcpu: u32, seq: u64) {
+        let mut state = self.state.lock();
+        if !state.ended {
+            state.held.insert(vcpu, seq);
+        }
+    }
+
+    fn remove(&self, vcpu: u32, seq: u64) {
+        let mut state = self.state.lock();
+        // It may be held at a later event already.
+        if state.held.get(&vcpu) == Some(&seq) {
+            state.held.remove(&vcpu);
+        }
+    }
+
+    /// The connection has ended, so the agent has let go of everything.
+    pub fn end(&self) {
+        let mut state = self.state.lock();
+        state.ended = true;
+        state.held.clear();
+    }
+
+    /// Whether some vCPU is held.
+    #[must_use]
+    pub fn any(&self) -> bool {
+        !self.state.lock().held.is_empty()
+    }
+
+    /// The next event, `None` when `timeout` is over.
+    ///
+    /// # Errors
+    /// The agent is gone, and why.
+    pub fn next(&self, timeout: Duration) -> std::result::Result<Option<Event>, String> {
+        let mut state = self.state.lock();
+        state.taker = Some(thread::current().id());
+        match state.taken.pop_front() {
+            Some(event) => Ok(Some(event)),
+            None => {
+                drop(state);
+                self.client.next(timeout)
+            }
+        }
+    }
+
+    /// Tells the agent a verdict and waits for what it says to that. It says so behind the events that are on their way, so
+    /// the thread that takes events takes them meanwhile.
+    fn tell(&self, seq: u64, verdict: &Verdict) -> std::result::Result<(), Failure> {
+        let waits = *verdict != Verdict::Continue;
+        if !waits || self.state.lock().taker != Some(thread::current().id()) {
+            return self.client.answer(seq, verdict);
+        }
+        thread::scope(|scope| {
+            let telling = scope.spawn(|| self.client.answer(seq, verdict));
+            while !telling.is_finished() {
+                if let Ok(Some(event)) = self.client.next(Duration::from_millis(1)) {
+                    self.state.lock().taken.push_back(event);
+                }
+            }
+            telling.join().unwrap_or_else(|_| Err(Failure::Gone("the thread that told it ended".to_owned())))
+        })
+    }
+
+    fn seq(&self, vcpu: VcpuId) -> Option<u64> {
+        self.state.lock().held.get(&vcpu.0).copied()
+    }
+
+    /// Lets a vCPU go.
+    ///
+    /// # Errors
+    /// As [`vmtree_api::events::Held::new`] asks of a reply.
+    pub fn answer(&self, vcpu: u32, seq: u64, verdict: &Verdict) -> Result<()> {
+        const OP: &str = "answer";
+        match self.tell(seq, verdict) {
+            Ok(()) => self.remove(vcpu, seq),
+            // The agent has let it go by itself, or does not listen any more.
+            Err(Failure::Gone(why)) => {
+                self.remove(vcpu, seq);
+                return Err(gone(OP, &why));
+            }
+            Err(Failure::Refused(refusal)) if refusal.code == Code::Stale => {
+                self.remove(vcpu, seq);
+                return Err(gone(OP, &refusal.why));
+            }
+            Err(refused) => return Err(error(OP, refused)),
+        }
+        Ok(())
+    }
+
+    /// The registers that the agent has of a vCPU; `None` for one that is not held.
+    ///
+    /// # Errors
+    /// The agent does not give them.
+    pub fn read(&self, vcpu: VcpuId) -> Option<Result<RegisterSet>> {
+        let seq = self.seq(vcpu)?;
+        match self.client.registers(seq) {
+            Ok(values) => Some(regs::set(&values)),
+            Err(failure) => self.still_held("read registers", vcpu, seq, failure),
+        }
+    }
+
+    /// Sets registers of a vCPU; `None` for one that is not held.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] for one that the agent can't set, [`ErrorKind::Invalid`]; nothing is changed then.
+    pub fn write(&self, vcpu: VcpuId, changes: &[(RegId, RegValue)]) -> Option<Result<()>> {
+        let seq = self.seq(vcpu)?;
+        let values = match regs::words(changes) {
+            Ok(values) => values,
+            Err(error) => return Some(Err(error)),
+        };
+        match self.client.set_registers(seq, &values) {
+            Ok(()) => Some(Ok(())),
+            Err(failure) => self.still_held("write registers", vcpu, seq, failure),
+        }
+    }
+
+    /// The error of a vCPU that is held; `None` where it was let go meanwhile.
+    fn still_held<T>(&self, op: &'static str, vcpu: VcpuId, seq: u64, failure: Failure) -> Option<Result<T>> {
+        let stale = matches!(&failure, Failure::Refused(refusal) if refusal.code == Code::Stale);
+        let gone = matches!(failure, Failure::Gone(_));
+        (!stale && !gone && self.seq(vcpu) == Some(seq)).then(|| Err(error(op, failure)))
+    }
+
+    /// Refuses what would have to stop the VM while a vCPU is held.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`].
+    pub fn refuse(&self, op: &'static str) -> Result<()> {
+        if let Some((vcpu, _)) = self.state.lock().held.first_key_value() {
+            return Err(busy(op, *vcpu));
+        }
+        Ok(())
+    }
+}
+
+fn busy(op: &'static str, vcpu: u32) -> Error {
+    let why = format!(
+        "vCPU {vcpu} waits at an event, and QEMU can't stop the VM before that is answered; answer it first"
+    );
+    Error::new(ErrorKind::Busy, op, why)
+}

@@ -1,0 +1,38 @@
+//! Registers of a vCPU that is held at an event: from the agent, and from the monitor, which needs no stop then as the vCPU
+//! stands still. Neither has the arithmetic flags.
+
+use vmtree_api::x86::Reg;
+use vmtree_api::{Error, ErrorKind, RegId, RegisterSet, Result, VcpuId};
+
+use super::{Access, snapshot};
+use crate::agent;
+
+impl Access {
+    /// The registers of a held vCPU, all or those `wanted`; `None` for one that is not held.
+    pub(super) fn read_held(&self, vcpu: VcpuId, wanted: Option<&[RegId]>) -> Option<Result<RegisterSet>> {
+        let by_agent = self.holds.as_ref()?.read(vcpu)?;
+        Some(by_agent.and_then(|set| match wanted {
+            Some(wanted) if wanted.iter().all(|id| agent::is_had(*id)) => Ok(set),
+            Some(wanted) if !wanted.contains(&Reg::Rflags.id()) => self.completed(vcpu, &set),
+            _ => Err(no_flags()),
+        }))
+    }
+
+    /// With what only the monitor shows.
+    fn completed(&self, vcpu: VcpuId, by_agent: &RegisterSet) -> Result<RegisterSet> {
+        let qmp = self.inner.control.lock().settle()?;
+        let mut set = snapshot::take(None, &qmp, vcpu)?;
+        for offer in self.inner.offers.iter().filter(|offer| agent::is_had(offer.id)) {
+            if let Some(value) = by_agent.get(offer.id) {
+                set.set(offer.id, value)?;
+            }
+        }
+        Ok(set)
+    }
+}
+
+fn no_flags() -> Error {
+    let why = "QEMU does not show the arithmetic flags of a vCPU that waits at an event, so rflags and all registers at once \
+               can't be had; read others one by one, or answer the event first";
+    Error::new(ErrorKind::Busy, "read registers", why)
+}
