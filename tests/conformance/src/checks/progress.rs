@@ -55,7 +55,19 @@ fn rate(vm: &Vm, vcpu: u64, run: impl FnOnce() -> Result<Duration, String>) -> R
     Ok(vm.counter(vcpu, Counter::Ticks)?.wrapping_sub(before) as f64 / ran.as_secs_f64())
 }
 
+/// A busy host may delay one measurement and not the other, so the two are compared up to three times.
 fn keeps_ticks(vm: &Vm) -> Checked {
+    let mut compared = compare_ticks(vm)?;
+    for _ in 0..2 {
+        if compared.is_err() {
+            compared = compare_ticks(vm)?;
+        }
+    }
+    compared
+}
+
+/// Whether a vCPU gets as many ticks between pauses as without.
+fn compare_ticks(vm: &Vm) -> Result<Checked, String> {
     let vcpu = vm.vcpus - 1;
     let alone = rate(vm, vcpu, || {
         let begun = Instant::now();
@@ -77,9 +89,8 @@ fn keeps_ticks(vm: &Vm) -> Checked {
     // Loose: a busy host delays both. Lost are ticks when a pause costs the timer its period; caught up when the
     // guest's clock went on.
     let fits = paused > alone * 0.5 && paused < alone * 1.5;
-    ensure!(
-        fits,
-        "{paused:.0} ticks in each second that the VM ran between pauses, {alone:.0} without pauses"
-    );
-    Ok(())
+    let told = || {
+        format!("{paused:.0} ticks in each second that the VM ran between pauses, {alone:.0} without pauses")
+    };
+    Ok(if fits { Ok(()) } else { Err(told()) })
 }
