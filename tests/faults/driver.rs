@@ -29,6 +29,8 @@ pub enum Call {
 /// When and how calls go wrong.
 #[derive(Default)]
 struct Plan {
+    /// Its own: an address would come again.
+    number: u64,
     /// By [`Call`].
     calls: [AtomicU64; 4],
     /// By [`Call`]; counted from 1, and 0 is none.
@@ -61,7 +63,9 @@ impl Faults {
 
     /// The same, of one kind of call.
     pub fn of(call: Call, nth: u64) -> Self {
-        let faults = Self(Arc::default());
+        static PLANS: AtomicU64 = AtomicU64::new(0);
+        let number = PLANS.fetch_add(1, Ordering::SeqCst);
+        let faults = Self(Arc::new(Plan { number, ..Plan::default() }));
         faults.0.fails_at[call as usize].store(nth.wrapping_add(1), Ordering::SeqCst);
         faults
     }
@@ -78,7 +82,7 @@ impl Faults {
 
     /// What the error of the call that fails says; no other says the same.
     pub fn error(&self) -> String {
-        format!("this call was to fail, by plan {:p}.", self.0)
+        format!("this call was to fail, by plan {}.", self.0.number)
     }
 
     /// From now on the call with this number fails.
