@@ -103,7 +103,7 @@ fn index_of(detail: &Detail) -> Option<u32> {
     match detail {
         Detail::Msr { index, .. } => Some(*index),
         Detail::Debug { reg, .. } => Some(u32::from(*reg)),
-        Detail::Interrupt { vector, .. } => Some(u32::from(*vector)),
+        Detail::Interrupt { vector, .. } => vector.map(u32::from),
         _ => None,
     }
 }

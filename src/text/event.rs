@@ -97,7 +97,9 @@ impl Line<'_> {
                 self.access(access);
             }
             Detail::Interrupt { vector, kind, error, cr2 } => {
-                self.decimal("vector", (*vector).into());
+                if let Some(vector) = vector {
+                    self.decimal("vector", (*vector).into());
+                }
                 self.word("type", interrupt_type_name(*kind));
                 self.maybe_hex::<8>("err", error.map(u64::from));
                 self.maybe_hex::<16>("cr2", *cr2);

@@ -44,7 +44,7 @@ fn any_detail(kind: EventKind) -> BoxedStrategy<Detail> {
         EventKind::Msr => {
             (any::<u32>(), any_move()).prop_map(|(index, access)| Detail::Msr { index, access }).boxed()
         }
-        EventKind::Interrupt => (any::<(u8, Option<u32>, Option<u64>)>(), any_interrupt_type())
+        EventKind::Interrupt => (any::<(Option<u8>, Option<u32>, Option<u64>)>(), any_interrupt_type())
             .prop_map(|((vector, error, cr2), kind)| Detail::Interrupt { vector, kind, error, cr2 })
             .boxed(),
         EventKind::Breakpoint => any::<(Option<u64>, u8)>()
@@ -124,8 +124,9 @@ fn shows_each_kind_as_documented() {
     let to = Move::To { old: 1, new: 2 };
     let from = Move::From { value: 3 };
     let hwexc = InterruptType::HardwareException;
-    let fault = Detail::Interrupt { vector: 14, kind: hwexc, error: Some(6), cr2: Some(0x7000) };
-    let timer = Detail::Interrupt { vector: 32, kind: InterruptType::External, error: None, cr2: None };
+    let fault = Detail::Interrupt { vector: Some(14), kind: hwexc, error: Some(6), cr2: Some(0x7000) };
+    let timer = Detail::Interrupt { vector: Some(32), kind: InterruptType::External, error: None, cr2: None };
+    let unknown = Detail::Interrupt { vector: None, kind: InterruptType::External, error: None, cr2: None };
     let access = Access::WRITE;
     let walk = Detail::Slat { access, gpa: Gpa(0x2008), gva: None, page_walk: true };
     let out = Detail::Io { port: 0x3f8, bytes: 1, value: Some(0x41) };
@@ -140,6 +141,7 @@ fn shows_each_kind_as_documented() {
         ),
         (EventKind::Interrupt, fault, " vector=14 type=hwexc err=0x00000006 cr2=0x0000000000007000"),
         (EventKind::Interrupt, timer, " vector=32 type=external"),
+        (EventKind::Interrupt, unknown, " type=external"),
         (
             EventKind::Breakpoint,
             Detail::Breakpoint { gpa: Some(Gpa(0x5000)), len: 1 },

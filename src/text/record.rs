@@ -47,6 +47,8 @@ const PAGE_WALK: u8 = 2;
 const ERROR: u8 = 4;
 const HAS_A: u8 = 8;
 const HAS_B: u8 = 16;
+/// `index` of an interrupt whose vector is not known.
+const NO_VECTOR: u32 = u32::MAX;
 const TO: u8 = 1;
 const FROM: u8 = 2;
 
@@ -120,7 +122,7 @@ impl Fields {
                 self.put_move(access);
             }
             Detail::Interrupt { vector, kind, error, cr2 } => {
-                self.index = vector.into();
+                self.index = vector.map_or(NO_VECTOR, u32::from);
                 self.code = TYPES.iter().position(|known| *known == kind).unwrap_or_default() as u8;
                 self.data = self.flagged(ERROR, error);
                 self.b = self.flagged(HAS_B, cr2);
@@ -230,7 +232,7 @@ impl Fields {
             EventKind::Dr => Detail::Debug { reg: small?, access: self.access()? },
             EventKind::Msr => Detail::Msr { index: self.index, access: self.access()? },
             EventKind::Interrupt => Detail::Interrupt {
-                vector: small?,
+                vector: if self.index == NO_VECTOR { None } else { Some(small?) },
                 kind: *TYPES.get(usize::from(self.code))?,
                 error: self.has(ERROR).then_some(self.data),
                 cr2: self.has(HAS_B).then_some(self.b),

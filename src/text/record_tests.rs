@@ -9,7 +9,7 @@ use super::*;
 
 fn fault() -> Item {
     let kind = InterruptType::HardwareException;
-    let detail = Detail::Interrupt { vector: 14, kind, error: Some(6), cr2: Some(0x7000) };
+    let detail = Detail::Interrupt { vector: Some(14), kind, error: Some(6), cr2: Some(0x7000) };
     let kind = EventKind::Interrupt;
     let event = Event { vcpu: VcpuId(1), view: ViewId(2), kind, rip: 0x1122, cr3: 0x3344, detail };
     Item::Event { record: Record { seq: 5, time: 9, event }, held: true }

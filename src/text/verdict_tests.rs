@@ -96,7 +96,7 @@ fn slat(access: Access) -> Event {
 fn the_table_of_deny_and_value_is_the_contract_s() {
     let (to, from) = (Move::To { old: 0, new: 1 }, Move::From { value: 1 });
     let kind = InterruptType::External;
-    let interrupt = Detail::Interrupt { vector: 3, kind, error: None, cr2: None };
+    let interrupt = Detail::Interrupt { vector: Some(3), kind, error: None, cr2: None };
     let io = |value| Detail::Io { port: 1, bytes: 2, value };
     let descriptor = |way| Detail::Descriptor { table: vmtree_api::events::DescriptorTable::Idtr, way };
     for (event, deny, value) in [

@@ -20,8 +20,8 @@ pub mod flag {
     pub const GVA: u16 = 16;
     /// slat: a page walk did it.
     pub const PAGE_WALK: u16 = 32;
-    /// interrupt: more than one vector has this handler, and the one told is the first of them.
-    pub const AMBIGUOUS: u16 = 64;
+    /// interrupt: of which vector it is can't be told, and [`super::Event::index`] has the type alone.
+    pub const NO_VECTOR: u16 = 64;
     /// io: a string instruction, whose data are in memory.
     pub const STRING: u16 = 128;
 }

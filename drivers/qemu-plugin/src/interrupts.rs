@@ -184,7 +184,7 @@ pub fn event(cpu: &dyn Vcpu, tracked: &mut Tracked, delivery: Delivery, from: u6
         (Delivery::Interrupt, _) => kind::EXTERNAL,
     };
     if !only {
-        event.flags |= flag::AMBIGUOUS;
+        event.flags |= flag::NO_VECTOR;
     }
     event.index = u32::from(vector) | kind << 8;
     let mut error = [0; 8];

@@ -184,8 +184,9 @@ pub enum Detail {
         index: u32,
         access: Move,
     },
+    /// `vector` is `None` where the driver sees the delivery and can't tell of which vector it is.
     Interrupt {
-        vector: u8,
+        vector: Option<u8>,
         kind: InterruptType,
         error: Option<u32>,
         cr2: Option<u64>,

@@ -64,7 +64,8 @@ impl Core<'_> {
         }
         let vector = event.what.vector;
         let kind = event.origin.interrupt_type();
-        let detail = Detail::Interrupt { vector, kind, error: event.what.error, cr2: event.what.cr2 };
+        let detail =
+            Detail::Interrupt { vector: Some(vector), kind, error: event.what.error, cr2: event.what.cr2 };
         Ok(self.ask(EventKind::Interrupt, u32::from(vector), detail)? != Answer::Drop)
     }
 

@@ -269,7 +269,7 @@ fn an_injected_nmi_wakes_a_sleeping_machine() {
     driver.injection().unwrap().inject(V0, Inject::Nmi).unwrap();
     // There is no IDT: the injected one raises no event, what comes of it does.
     let held = next(events);
-    assert!(matches!(held.event().detail, Detail::Interrupt { vector: 13, error: Some(_), .. }));
+    assert!(matches!(held.event().detail, Detail::Interrupt { vector: Some(13), error: Some(_), .. }));
     held.answer(&Verdict::Continue).unwrap();
     drop(next(events));
     assert_eq!(events.next(SOON).unwrap_err().kind(), ErrorKind::Gone, "a triple fault");

@@ -130,7 +130,7 @@ fn detail(event: &agent::Event) -> Option<Detail> {
         Kind::Dr => Detail::Debug { reg: u8::try_from(event.index).ok()?, access },
         Kind::Msr => Detail::Msr { index: event.index, access },
         Kind::Interrupt => Detail::Interrupt {
-            vector: event.index as u8,
+            vector: (!has(flag::NO_VECTOR)).then_some(event.index as u8),
             kind: interrupt_type(event.index >> 8)?,
             error: has(flag::ERROR).then_some(event.extra),
             cr2: has(flag::CR2).then_some(event.b),

@@ -23,7 +23,7 @@ fn an_interrupt_is_delivered_swallowed_or_replaced() {
     ] {
         one(every(EventKind::Interrupt), int80, verdict.clone(), |bench, event| {
             let Detail::Interrupt { vector, kind, error, cr2: address } = event.detail else { panic!() };
-            assert_eq!((vector, kind), (32, InterruptType::SoftwareInterrupt));
+            assert_eq!((vector, kind), (Some(32), InterruptType::SoftwareInterrupt));
             assert_eq!((error, address, event.rip), (None, None, CODE));
             assert_eq!((bench.regs().gpr[15], bench.regs().gpr[3]), (handled, went_on), "{verdict:?}");
         });
@@ -41,7 +41,7 @@ fn a_denied_fault_is_tried_again_and_a_denied_irq_is_out_of_service() {
     let entry = bench.word(0x3010);
     bench.put(0x3010, 0);
     for round in 0..3 {
-        let Detail::Interrupt { vector: 14, kind, error: Some(0), cr2: Some(0x40_0000) } =
+        let Detail::Interrupt { vector: Some(14), kind, error: Some(0), cr2: Some(0x40_0000) } =
             bench.held().detail
         else {
             panic!()
@@ -62,7 +62,7 @@ fn a_denied_fault_is_tried_again_and_a_denied_irq_is_out_of_service() {
     bench.state.world.apics[0].write(0xf0, 0x1ff, 0);
     for _ in 0..2 {
         bench.state.world.apics[0].raise(0x40);
-        let Detail::Interrupt { vector: 0x40, kind: InterruptType::External, .. } = bench.held().detail
+        let Detail::Interrupt { vector: Some(0x40), kind: InterruptType::External, .. } = bench.held().detail
         else {
             panic!()
         };
@@ -98,7 +98,7 @@ fn a_breakpoint_is_seen_before_its_exception() {
     let event = bench.held();
     assert!(matches!(
         event.detail,
-        Detail::Interrupt { vector: 3, kind: InterruptType::SoftwareException, .. }
+        Detail::Interrupt { vector: Some(3), kind: InterruptType::SoftwareException, .. }
     ));
     bench.answer(Verdict::Continue);
     bench.run();
