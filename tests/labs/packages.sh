@@ -22,3 +22,14 @@ kernel_and_busybox() {
     dpkg-deb -x "$(echo busybox-static_*.deb)" tools
     busybox=$(find "$PWD/tools" -path '*/bin/busybox' -type f)
 }
+
+# Debian's mirror, as this machine's own release has it.
+mirror() {
+    # shellcheck source=/dev/null
+    codename=$(. /etc/os-release && echo "$VERSION_CODENAME")
+    # apt fills these in, not the shell.
+    # shellcheck disable=SC2016
+    found=$(apt-get indextargets --format '$(REPO_URI) $(RELEASE)' 'Created-By: Packages' |
+        sed -n "s/ $codename\$//p" | head -n 1)
+    echo "${found:?no Debian mirror is in the sources of apt}"
+}

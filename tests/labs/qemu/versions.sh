@@ -12,6 +12,9 @@ set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 top=$(cd "$here/../../.." && pwd)
 
+# shellcheck source=tests/labs/packages.sh
+. "$here/../packages.sh"
+
 usage() {
     sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
     exit 2
@@ -27,17 +30,6 @@ lab=${VMTREE_LAB:-$top/target/lab}
 mkdir -p "$lab"
 lab=$(cd "$lab" && pwd)
 folder=$lab/qemu-$major
-
-# Debian's mirror, as this machine's own release has it.
-mirror() {
-    # shellcheck source=/dev/null
-    codename=$(. /etc/os-release && echo "$VERSION_CODENAME")
-    # apt fills these in, not the shell.
-    # shellcheck disable=SC2016
-    found=$(apt-get indextargets --format '$(REPO_URI) $(RELEASE)' 'Created-By: Packages' |
-        sed -n "s/ $codename\$//p" | head -n 1)
-    echo "${found:?no Debian mirror is in the sources of apt}"
-}
 
 # apt with nothing of this machine's but its mirror and its keys: its lists, cache and state are below ./apt, and no
 # package counts as installed. A mirror that stands still has Release files that look expired.

@@ -1,0 +1,151 @@
+#!/bin/sh
+# A real Xen without its hardware: Xen 4.20 of Debian 13 with a small dom0, on Bochs (VMX and EPT: everything works) or in
+# QEMU's TCG (SVM: quick, but no breakpoints, steps, mem_access or altp2m). The programs are built for that dom0 and checked in it.
+#
+#   tests/labs/xen/lab.sh prepare                     fetch and make what is missing; prints the lab's folder
+#   tests/labs/xen/lab.sh build                       vmtree and the conformance suite for dom0; prints the folder
+#   tests/labs/xen/lab.sh script bochs|qemu FILE...   boot, run the first FILE in dom0 by sh, print its console, exit with its
+#                                                     exit code. All FILEs lie in dom0's /lab, programs with their libraries,
+#                                                     beside vmtree, vmtree-conformance, guest.elf and lib.sh (source it)
+#   tests/labs/xen/lab.sh shell                       dom0 in QEMU with a shell on this terminal; Ctrl-A X ends it
+#   tests/labs/xen/lab.sh inside COMMAND...           a command in the Debian root: /src is this source (read-only), /lab the
+#                                                     lab's folder, cargo builds into /lab/target. cargo check -p vmtree-xen
+#
+# Needs root, cargo, mmdebstrap, qemu-system-x86_64. Nothing is installed. VMTREE_LAB names the folder to keep it all in,
+# VMTREE_LAB_SECONDS how long a machine may run (default 600).
+set -eu
+
+here=$(cd "$(dirname "$0")" && pwd)
+top=$(cd "$here/../../.." && pwd)
+lab=${VMTREE_LAB:-$top/target/lab}/xen
+# shellcheck disable=SC2034 # boot.sh
+seconds=${VMTREE_LAB_SECONDS:-600}
+mkdir -p "$lab"
+lab=$(cd "$lab" && pwd)
+
+# shellcheck source=tests/labs/packages.sh
+. "$here/../packages.sh"
+# shellcheck source=tests/labs/xen/boot.sh
+. "$here/boot.sh"
+
+cargo=${CARGO:-cargo}
+
+in_root() {
+    (exec_in_root "$@")
+}
+
+# A command in the root, instead of this shell. All mounts are of this command alone, so that the folder can be deleted at any time.
+exec_in_root() {
+    rust=$(rustc --print sysroot)
+    # The words are expanded by the inner shell.
+    # shellcheck disable=SC2016
+    exec unshare "${apart:--m}" --propagation private sh -ec '
+        lab=$1 top=$2 home=$3 rust=$4 run=$5
+        shift 5
+        cd "$lab/root"
+        mount --bind "$top" src
+        mount -o remount,bind,ro src
+        mount --bind "$lab" lab
+        mount --bind "$run" lab/run
+        mount --bind "$home" cargo
+        mount --bind "$rust" rust
+        mount --bind /dev dev
+        mount --bind /proc proc
+        exec chroot . env -i PATH=/rust/bin:/usr/bin:/usr/sbin HOME=/root LANG=C.UTF-8 CARGO_HOME=/cargo CARGO_NET_OFFLINE=1 \
+            CARGO_TARGET_DIR=/lab/target CARGO_PROFILE_DEV_OPT_LEVEL=1 CARGO_PROFILE_DEV_DEBUG=0 "$@"
+    ' sh "$lab" "$top" "${CARGO_HOME:-$HOME/.cargo}" "$rust" "${work:-$lab}" "$@"
+}
+
+prepare_root() {
+    made_of=$(cat "$here/packages" "$here/kernel.sh" | cksum)
+    [ "$(cat "$lab/root/made-of" 2>/dev/null)" != "$made_of" ] || return 0
+    echo 'making a Debian root: a minute or two' >&2
+    mmdebstrap --quiet --mode=root --variant=minbase --aptopt='APT::Install-Recommends "false"' \
+        --aptopt='Acquire::Languages "none"' --aptopt='Acquire::Retries "5"' --include="$(paste -s -d , "$here/packages")" \
+        --customize-hook="$here/kernel.sh" trixie "$work/root" "$(mirror)" >&2
+    (cd "$work/root" && mkdir src lab cargo rust && gzip -d -c boot/xen-*.gz > kernel/xen && echo "$made_of" > made-of)
+    rm -rf "$lab/root" "$lab/dom0.cpio.gz"
+    mv -T "$work/root" "$lab/root"
+    mkdir -p "$lab/run"
+}
+
+prepare() {
+    work=$(mktemp -d "$lab/work.XXXXXX")
+    trap 'rm -rf "$work"' EXIT
+    trap 'exit 1' INT TERM HUP
+    prepare_root
+    made_of=$(cat "$lab/root/made-of" "$here/inside.sh" "$here/dom0-init.sh" | cksum)
+    if [ ! -f "$lab/dom0.cpio.gz" ] || [ "$(cat "$lab/dom0.made-of" 2>/dev/null)" != "$made_of" ]; then
+        in_root /src/tests/labs/xen/inside.sh dom0
+        echo "$made_of" > "$lab/dom0.made-of"
+    fi
+}
+
+# vmtree with its driver for Xen, for the root's libraries.
+build() {
+    (cd "$top" && "$cargo" fetch --quiet && "$cargo" run --quiet -p vmtree-guest -- "$lab/guest.elf") >&2
+    features=
+    ! grep -q '^xen = ' "$top/Cargo.toml" || features='--features vmtree/xen'
+    # shellcheck disable=SC2086 # two words or none
+    in_root sh -ec 'cd /src && exec cargo build --quiet -p vmtree -p vmtree-conformance "$@"' sh $features >&2
+}
+
+# Boots $1 with a script and files in dom0, and prints what its console says once it is up.
+script() {
+    machine=$1
+    shift
+    cp "$1" "$work/script"
+    shift
+    add_files "$@"
+    boot "$machine" ''
+    follow LAB-UP
+    result
+}
+
+# The archive of the run: the script, what lib.sh names, and files by their paths on the host.
+add_files() {
+    mkdir "$work/files"
+    ln "$lab/guest.elf" "$lab/target/debug/vmtree" "$lab/target/debug/vmtree-conformance" "$work/files/"
+    cp "$here/lib.sh" "$work/script" "$@" "$work/files/"
+    # shellcheck disable=SC2016 # the inner shell's words
+    in_root sh -ec '/src/tests/labs/xen/inside.sh ours /lab/run/files/*' > "$work/ours"
+    cat "$lab/dom0.cpio.gz" "$work/ours" > "$work/initrd"
+}
+
+usage() {
+    sed -n '2,18s/^# \{0,1\}//p' "$0" >&2
+    exit 2
+}
+
+action=${1:-}
+[ $# = 0 ] || shift
+case $action in
+prepare)
+    prepare
+    echo "$lab"
+    ;;
+build)
+    prepare
+    build
+    echo "$lab/target/debug"
+    ;;
+script)
+    [ -f "${2:-}" ] || usage
+    prepare
+    build
+    script "$@"
+    ;;
+shell)
+    prepare
+    build
+    : > "$work/script"
+    add_files
+    shell
+    ;;
+inside)
+    [ $# -ge 1 ] || usage
+    prepare
+    in_root sh -ec 'cd /src && exec "$@"' sh "$@"
+    ;;
+*) usage ;;
+esac

@@ -1,0 +1,26 @@
+# shellcheck shell=dash
+# For scripts in dom0: . /lab/lib.sh
+
+# Waits until a command succeeds. $1: seconds.
+await() {
+    until_second=$(($(cut -d. -f1 /proc/uptime) + $1))
+    shift
+    until "$@" >/dev/null 2>&1; do
+        [ "$(cut -d. -f1 /proc/uptime)" -lt "$until_second" ] || return 1
+        usleep 100000
+    done
+}
+
+# A PVH domain named $1; further arguments are lines of its configuration.
+domain() {
+    config=/run/$1.cfg
+    printf '%s\n' "name=\"$1\"" 'type="pvh"' 'on_crash="destroy"' > "$config"
+    shift
+    printf '%s\n' "$@" >> "$config"
+    xl create -q "$config"
+}
+
+# The guest of tests/guest as the domain $1, with $2 vCPUs.
+guest() {
+    domain "$1" 'kernel="/lab/guest.elf"' 'memory=32' "vcpus=$2" 'altp2m="external"'
+}
