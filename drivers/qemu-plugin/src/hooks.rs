@@ -144,10 +144,9 @@ pub fn discontinued(cpu: &mut Cpu, kind: i32, from: u64, to: u64) {
     if !plugin.wants(Kind::Interrupt) {
         return;
     }
-    let event =
-        plugin.tracked(cpu.vcpu, |tracked| interrupts::event(cpu, tracked, delivery, from, to)).flatten();
+    let event = plugin.tracked(cpu.vcpu, |tracked| interrupts::event(cpu, tracked, delivery, from, to));
     let Some(event) = event else { return };
-    let hold = plugin.armed().wants(Kind::Interrupt, Way::Once, cpu.vcpu, event.index & 0xff);
+    let hold = plugin.armed().wants(Kind::Interrupt, Way::Once, cpu.vcpu, interrupts::index(&event));
     if let Some(hold) = hold {
         tell_or_wait(plugin, cpu, event, hold);
     }

@@ -13,6 +13,7 @@ mod armed;
 mod decode;
 mod flush;
 mod hooks;
+mod idt;
 mod interrupts;
 mod listen;
 mod offers;
