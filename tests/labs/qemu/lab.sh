@@ -4,7 +4,8 @@
 #   tests/labs/qemu/lab.sh prepare            fetch and build once; prints the folder with vmlinuz and initrd.gz
 #   tests/labs/qemu/lab.sh run [QEMU ARGS]    start it: serial console here, QMP at FOLDER/qmp; Ctrl-A X ends it
 #
-# Needs apt (packages are downloaded, not installed) and dpkg-deb. VMTREE_LAB names the folder to keep it in.
+# Its kernel passes what stands after "--" on its command line to init: see guest-init.sh.
+# Needs apt (packages are downloaded, not installed), dpkg-deb and a C compiler. VMTREE_LAB names the folder to keep it in.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -16,9 +17,8 @@ lab=$(cd "$lab" && pwd)
 . "$here/../packages.sh"
 
 prepare() {
-    # dash and busybox have -nt, and POSIX has it since 2024.
-    # shellcheck disable=SC3013
-    if [ -f "$lab/vmlinuz" ] && [ -f "$lab/initrd.gz" ] && [ "$lab/initrd.gz" -nt "$here/guest-init.sh" ]; then
+    if [ -f "$lab/vmlinuz" ] && [ -f "$lab/initrd.gz" ] &&
+        [ -z "$(find "$here/lab.sh" "$here/guest-init.sh" "$here/probe.c" -newer "$lab/initrd.gz")" ]; then
         return
     fi
     work=$(mktemp -d "$lab/work.XXXXXX")
@@ -30,7 +30,8 @@ prepare() {
     cp "$busybox" root/bin/busybox
     cp "$here/guest-init.sh" root/init
     chmod 755 root/init
-    for applet in sh mount mkfifo; do ln -s busybox "root/bin/$applet"; done
+    "${CC:-cc}" -static -nostdlib -O1 -fno-stack-protector -o root/bin/probe "$here/probe.c"
+    for applet in sh mount mkfifo grep true; do ln -s busybox "root/bin/$applet"; done
     (cd root && find . | "$busybox" cpio -o -H newc 2>/dev/null) | gzip -1 > initrd.gz
     # Two that prepare at once each move whole files into place.
     mv kernel/boot/vmlinuz-* "$lab/vmlinuz"
@@ -54,7 +55,7 @@ run)
         -qmp "unix:$lab/qmp,server=on,wait=off" "$@"
     ;;
 *)
-    sed -n '2,7s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
     exit 2
     ;;
 esac

@@ -3,6 +3,11 @@
 //! VMTREE_DEBIAN names the folder with vmlinuz and initrd.gz that `tests/labs/qemu/lab.sh prepare` prints:
 //! `cargo test --release -p vmtree-qemu-plugin --test qemu -- --ignored --nocapture debian`
 
+mod guest;
+mod told;
+#[path = "../../../../tests/labs/qemu/lab.rs"]
+mod vm;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
