@@ -24,6 +24,12 @@ pub mod flag {
     pub const NO_VECTOR: u16 = 64;
     /// io: a string instruction, whose data are in memory.
     pub const STRING: u16 = 128;
+    /// held: the vCPU can't be made to go on elsewhere with the arithmetic flags that it has.
+    pub const FLAGS_LOST: u16 = 256;
+    /// Beside [`FLAGS_LOST`]: the instruction itself, or what follows it, uses them.
+    pub const FLAGS_USED: u16 = 512;
+    /// Beside [`FLAGS_LOST`]: what follows the instruction uses them.
+    pub const FLAGS_USED_AFTER: u16 = 1024;
 }
 
 /// An event, with the registers that an observer needs. What `index`, `extra`, `a` and `b` are depends on the kind:

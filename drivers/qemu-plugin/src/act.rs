@@ -24,16 +24,35 @@ pub struct Fault {
     pub error: u32,
 }
 
+/// What was delivered to a vCPU that was sent to an address for its page fault.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Delivered {
+    /// That page fault: the one that was asked for.
+    Fault,
+    /// Something else, at the instruction at this address.
+    Interrupt {
+        /// The address.
+        at: u64,
+    },
+}
+
 /// The page faults that are under way.
 #[derive(Default)]
 pub struct Faults(Mutex<Vec<Fault>>);
 
 impl Faults {
-    /// The page fault that comes of being sent to `bogus`.
-    pub fn take(&self, bogus: u64) -> Option<Fault> {
+    /// What a delivery at `from` is to a vCPU that may have been sent there: its page fault, which is made the one that was
+    /// asked for, or an interrupt that came first. Then that returns to `from`, and the fault is still to come; where the
+    /// vCPU really is, is given. `None` where it was not sent there.
+    pub fn delivered(&self, cpu: &mut dyn Vcpu, from: u64) -> Option<Delivered> {
         let mut faults = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let index = faults.iter().position(|fault| fault.bogus == bogus)?;
-        Some(faults.swap_remove(index))
+        let index = faults.iter().position(|fault| fault.bogus == from)?;
+        // The address is its own, so CR2 has it only by its own fault.
+        if cpu.get(Reg::Cr2) != from {
+            return faults.get(index).map(|fault| Delivered::Interrupt { at: fault.rip });
+        }
+        patch(cpu, &faults.swap_remove(index));
+        Some(Delivered::Fault)
     }
 
     /// Sends a vCPU to an address that is not mapped, of which the fault becomes this one. `None` where all are mapped.
@@ -87,6 +106,7 @@ pub fn check(event: &Event, verdict: &Verdict) -> Result<(), Refusal> {
         Some(Err(why)) => return Err(Refusal::new(Code::Unsupported, why)),
         Some(Ok(())) => {}
     }
+    crate::flags::check(event, verdict)?;
     match verdict {
         Verdict::Continue | Verdict::Deny | Verdict::Step => Ok(()),
         Verdict::Value(value) => check_value(event, *value),
@@ -132,7 +152,7 @@ pub fn carry_out(
     verdict: Verdict,
     faults: &Faults,
 ) -> Option<u64> {
-    let after = event.rip.wrapping_add(u64::from(site.len));
+    let after = site.after(event.rip);
     match verdict {
         Verdict::Continue | Verdict::Step => None,
         // A fetch can't just not take place: it gets #PF, present and with the right that it lacked.
@@ -201,7 +221,7 @@ fn replace(cpu: &mut dyn Vcpu, site: Site, event: &Event, value: u128) {
 }
 
 /// Makes the page fault that has just been delivered the one that was asked for: its frame is on the stack.
-pub fn patch(cpu: &mut dyn Vcpu, fault: &Fault) {
+fn patch(cpu: &mut dyn Vcpu, fault: &Fault) {
     let frame = cpu.get(Reg::Rsp);
     cpu.write(frame, &u64::from(fault.error).to_le_bytes());
     cpu.write(frame.wrapping_add(8), &fault.rip.to_le_bytes());

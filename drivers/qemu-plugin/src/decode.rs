@@ -87,13 +87,22 @@ pub struct Site {
     pub number: u8,
     /// Whether the port is the one in DX.
     pub dx: bool,
+    /// Whether QEMU has the arithmetic flags in pieces here: [`crate::flags`].
+    pub split: bool,
 }
 
 impl Site {
     /// An instruction of `op` at this address, of which no more matters.
     #[must_use]
     pub fn plain(op: Op, address: u64, len: usize) -> Self {
-        Self { op, offset: (address & 0xfff) as u16, len: len.min(15) as u8, gpr: 0, number: 0, dx: false }
+        let offset = (address & 0xfff) as u16;
+        Self { op, offset, len: len.min(15) as u8, gpr: 0, number: 0, dx: false, split: false }
+    }
+
+    /// The address of the instruction behind the one at `rip`.
+    #[must_use]
+    pub fn after(self, rip: u64) -> u64 {
+        rip.wrapping_add(u64::from(self.len))
     }
 
     /// As a number.
@@ -105,6 +114,7 @@ impl Site {
             | u64::from(self.gpr) << 24
             | u64::from(self.number) << 32
             | u64::from(self.dx) << 40
+            | u64::from(self.split) << 41
     }
 
     /// From such a number.
@@ -117,6 +127,7 @@ impl Site {
             gpr: (packed >> 24) as u8,
             number: (packed >> 32) as u8,
             dx: packed >> 40 & 1 == 1,
+            split: packed >> 41 & 1 == 1,
         })
     }
 }

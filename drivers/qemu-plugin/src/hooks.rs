@@ -5,12 +5,13 @@ use std::sync::atomic::Ordering;
 
 use vmtree_agent::{Event, Kind, Reg, Verdict, Way, flag};
 
+use crate::act::Delivered;
 use crate::armed::Baked;
 use crate::decode::{self, Op, Site};
 use crate::plugin::{Plugin, plugin};
 use crate::sys::{Access, Block, Cpu, Instruction};
 use crate::vcpu::Shown;
-use crate::{act, interrupts, sense};
+use crate::{act, flags, interrupts, sense};
 
 /// A block is translated: its watched instructions get callbacks.
 pub fn translated(block: &Block) {
@@ -20,19 +21,38 @@ pub fn translated(block: &Block) {
     let cpu = Cpu::translating();
     let mut bits = None;
     let mut page = None;
-    for instruction in block.instructions() {
+    let mut behind = Behind { block, looked_at: 0, sets: false };
+    for (index, instruction) in block.instructions().enumerate() {
         let mut buf = [0; 16];
         let bytes = instruction.bytes(&mut buf);
         let address = instruction.address();
         if decode::may_be_watched(bytes) {
             let bits = *bits.get_or_insert_with(|| interrupts::bits(&cpu));
             if let Some(site) = decode::site(bytes, bits, address) {
-                instruction.watch(site.pack());
+                instruction.watch(Site { split: behind.flags(index, bits), ..site }.pack());
             }
         }
         if *baked != Baked::default() {
-            bake(&baked, &cpu, &instruction, address, bytes.len(), &mut page);
+            let bits = *bits.get_or_insert_with(|| interrupts::bits(&cpu));
+            let of = |op| Site { split: behind.flags(index, bits), ..Site::plain(op, address, bytes.len()) };
+            bake(&baked, &cpu, &instruction, address, of, &mut page);
         }
+    }
+}
+
+/// Whether an instruction of a block is behind one that sets flags. Most blocks are never asked.
+struct Behind<'a> {
+    block: &'a Block<'a>,
+    looked_at: usize,
+    sets: bool,
+}
+
+impl Behind<'_> {
+    fn flags(&mut self, index: usize, bits: u32) -> bool {
+        let unseen = self.block.instructions().take(index).skip(self.looked_at);
+        self.sets = self.sets || unseen.into_iter().any(|code| flags::sets(code.bytes(&mut [0; 16]), bits));
+        self.looked_at = index;
+        self.sets
     }
 }
 
@@ -42,7 +62,7 @@ fn bake(
     cpu: &Cpu,
     code: &Instruction,
     address: u64,
-    len: usize,
+    mut site: impl FnMut(Op) -> Site,
     page: &mut Option<(u64, Option<u64>)>,
 ) {
     if !baked.fetch.is_empty() {
@@ -51,14 +71,14 @@ fn bake(
         let (_, gpa) = known.unwrap_or_else(|| (virtual_page, cpu.translate(address)));
         *page = Some((virtual_page, gpa));
         if gpa.is_some_and(|gpa| baked.fetches(gpa >> 12)) {
-            code.watch(Site::plain(Op::Fetch, address, len).pack());
+            code.watch(site(Op::Fetch).pack());
         }
     }
     if baked.step {
-        code.watch(Site::plain(Op::Step, address, len).pack());
+        code.watch(site(Op::Step).pack());
     }
     if baked.access {
-        code.watch_memory(Site::plain(Op::Access, address, len).pack());
+        code.watch_memory(site(Op::Access).pack());
     }
 }
 
@@ -97,7 +117,8 @@ fn raise(plugin: &Arc<Plugin>, cpu: &mut Cpu, site: Site, event: Event) -> Optio
         return None;
     }
     drop(armed);
-    let mut shown = Shown { rip: event.rip, moved: None, cpu };
+    let event = flags::looked_at(cpu, site, event);
+    let mut shown = Shown { rip: event.rip, moved: None, split: site.split, cpu };
     let verdict = plugin.agent.hold(event, &mut shown);
     let moved = shown.moved;
     come_by(plugin);
@@ -123,7 +144,7 @@ pub fn accessed(cpu: &mut Cpu, access: Access, packed: u64) {
 /// Tells of what has taken place; a held vCPU only continues.
 fn tell_or_wait(plugin: &Arc<Plugin>, cpu: &mut Cpu, event: Event, hold: bool) {
     if hold {
-        let mut shown = Shown { rip: event.rip, moved: None, cpu };
+        let mut shown = Shown { rip: event.rip, moved: None, split: true, cpu };
         // Only Continue passes the check of verdicts.
         let _: Verdict = plugin.agent.hold(event, &mut shown);
     } else {
@@ -137,10 +158,11 @@ pub fn discontinued(cpu: &mut Cpu, kind: i32, from: u64, to: u64) {
     come_by(plugin);
     let delivery = plugin.tracked(cpu.vcpu, |tracked| tracked.deliveries.see(kind, from, to)).flatten();
     let Some(delivery) = delivery else { return };
-    if let Some(fault) = plugin.faults.take(from) {
-        act::patch(cpu, &fault);
-        return;
-    }
+    let from = match plugin.faults.delivered(cpu, from) {
+        Some(Delivered::Fault) => return,
+        Some(Delivered::Interrupt { at }) => at,
+        None => from,
+    };
     if !plugin.wants(Kind::Interrupt) {
         return;
     }

@@ -11,6 +11,7 @@ mod act;
 mod args;
 mod armed;
 mod decode;
+mod flags;
 mod flush;
 mod hooks;
 mod idt;

@@ -61,6 +61,8 @@ pub struct Shown<'a> {
     pub rip: u64,
     /// Where it goes on instead, if the client moved it.
     pub moved: Option<u64>,
+    /// Whether it would lose its arithmetic flags there.
+    pub split: bool,
 }
 
 /// Whether QEMU's interface can set a register faithfully.
@@ -104,6 +106,9 @@ impl Registers for Shown<'_> {
 
     fn write(&mut self, registers: &[(Reg, u64)]) -> Result<(), Refusal> {
         all_settable(registers)?;
+        if self.split && registers.iter().any(|(reg, _)| *reg == Reg::Rip) {
+            return Err(crate::flags::lost());
+        }
         for (reg, value) in registers {
             if *reg == Reg::Rip {
                 self.moved = Some(*value);

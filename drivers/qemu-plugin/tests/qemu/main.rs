@@ -5,6 +5,7 @@ mod bad;
 mod death;
 mod debian;
 mod driver;
+mod flags;
 mod interrupts;
 mod lab;
 mod slat;

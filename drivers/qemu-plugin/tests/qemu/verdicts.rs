@@ -8,7 +8,7 @@ use vmtree_agent::{Action, Code, Event, Inject, Kind, Reg, Rule, Subject, Verdic
 use vmtree_guest::Outcome;
 use vmtree_guest::mailbox::{Op, Site};
 
-use crate::lab::{LONG, Lab, at_least, release, wanted, watch};
+use crate::lab::{LONG, Lab, all, at_least, release, wanted, watch};
 
 /// Orders `op` on vCPU 1 with `kind` held, answers its events with `verdict`, and gives the outcome.
 fn answered(
@@ -24,7 +24,7 @@ fn answered(
     assert_eq!((event.kind, event.held()), (kind, true));
     client.answer(event.seq, verdict).unwrap();
     client.watch(&wanted([])).unwrap();
-    while let Some(event) = client.next(Duration::from_millis(100)).unwrap() {
+    while let Some(event) = client.next(Duration::from_millis(5)).unwrap() {
         client.answer(event.seq, &Verdict::Continue).unwrap();
     }
     lab.mailbox.outcome(1, op, seq, LONG).unwrap()
@@ -179,12 +179,41 @@ fn an_injected_page_fault_is_taken_as_asked() {
     let client = lab.client();
     let unmapped = lab.mailbox.header(vmtree_guest::mailbox::header::GUARD).unwrap();
     let mapped = lab.mailbox.header(vmtree_guest::mailbox::header::DATA).unwrap();
-    for (address, error) in [(unmapped + 0x18, 2), (mapped + 0x20, 3), (0x7fff_1234_5678, 6)] {
+    let faults = [(unmapped + 0x18, 2), (mapped + 0x20, 3), (0x7fff_1234_5678, 6)];
+    for (address, error) in faults {
         let verdict = Verdict::Inject(Inject::PageFault { address, error });
         let outcome = answered(&lab, &client, (Op::Cpuid, &[1, 0, 0]), Kind::Cpuid, &verdict);
         let rip = lab.mailbox.site(Site::Cpuid).unwrap();
         assert_eq!(outcome, Outcome::Faulted { vector: 14, error: u64::from(error), cr2: address, rip });
     }
+}
+
+#[test]
+fn an_interrupt_that_comes_before_an_injected_page_fault_is_taken_first_and_told_where_it_came() {
+    if !at_least((11, 0)) {
+        return;
+    }
+    let lab = Lab::start(2, true);
+    let client = lab.client();
+    let rip = lab.mailbox.site(Site::Cpuid).unwrap();
+    let fault = Outcome::Faulted { vector: 14, error: 6, cr2: 0x7fff_1234_5678, rip };
+    let inject = Verdict::Inject(Inject::PageFault { address: 0x7fff_1234_5678, error: 6 });
+    let mut came_first = 0;
+    for _ in 0..10 {
+        client.watch(&wanted([watch(Kind::Cpuid, true), watch(Kind::Interrupt, false)])).unwrap();
+        let seq = lab.mailbox.post(1, Op::Cpuid, &[1, 0, 0]).unwrap();
+        let held = std::iter::repeat_with(|| client.next(LONG).unwrap().unwrap())
+            .find(|event| event.kind == Kind::Cpuid && event.vcpu == 1);
+        // Long enough for a tick to wait.
+        std::thread::sleep(Duration::from_millis(20));
+        client.answer(held.unwrap().seq, &inject).unwrap();
+        assert_eq!(lab.mailbox.outcome(1, Op::Cpuid, seq, LONG).unwrap(), fault);
+        client.watch(&wanted([])).unwrap();
+        let events = all(&client);
+        came_first += events.iter().filter(|event| event.vcpu == 1 && event.rip == rip).count();
+        assert!(events.iter().all(|event| event.rip < 0x1000_0000), "{events:x?}");
+    }
+    assert!(came_first > 0);
 }
 
 #[test]
