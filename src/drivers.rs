@@ -47,6 +47,16 @@ pub const DRIVERS: &[Entry] = &[
         checks: vmtree_qemu::checks,
         recover: vmtree_qemu::recover,
     },
+    #[cfg(feature = "xen")]
+    Entry {
+        name: "xen",
+        about: "Xen domains, by name or number",
+        example: "xen:domid=3",
+        open: vmtree_xen::open,
+        list: vmtree_xen::list,
+        checks: vmtree_xen::checks,
+        recover: vmtree_xen::recover,
+    },
 ];
 
 /// For drivers whose VM dies with the daemon.

@@ -1,0 +1,3 @@
+//! Events, by the ring of Xen's monitor.
+
+pub mod wire;

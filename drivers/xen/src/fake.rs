@@ -1,0 +1,93 @@
+//! A hypervisor for tests: memory and domains that only exist here.
+
+use std::collections::BTreeMap;
+use std::io::Result;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::hypervisor::{Frames, Mapped};
+
+type Page = Arc<Mutex<Vec<u8>>>;
+
+/// Memory, frame by frame.
+#[derive(Default)]
+pub struct Ram {
+    pages: Mutex<BTreeMap<u64, Page>>,
+    mapped: AtomicU64,
+    alive: Arc<AtomicU64>,
+}
+
+fn blank() -> Page {
+    Arc::new(Mutex::new(vec![0; 4096]))
+}
+
+impl Ram {
+    /// Blank memory at these frames.
+    pub fn new(frames: &[Range<u64>]) -> Self {
+        let pages = frames.iter().cloned().flatten().map(|frame| (frame, blank())).collect();
+        Self { pages: Mutex::new(pages), ..Self::default() }
+    }
+
+    /// How often something was mapped.
+    pub fn mapped(&self) -> u64 {
+        self.mapped.load(Ordering::Relaxed)
+    }
+
+    /// How many mappings there are.
+    pub fn alive(&self) -> u64 {
+        self.alive.load(Ordering::Relaxed)
+    }
+
+    /// Puts other memory at a frame; who has it mapped keeps the old.
+    pub fn replace(&self, frame: u64) {
+        self.pages.lock().insert(frame, blank());
+    }
+}
+
+struct Pages(Vec<Option<Page>>, Arc<AtomicU64>);
+
+impl Frames for Ram {
+    fn map(&self, frames: &[u64]) -> Result<(Box<dyn Mapped>, Vec<bool>)> {
+        self.mapped.fetch_add(1, Ordering::Relaxed);
+        self.alive.fetch_add(1, Ordering::Relaxed);
+        let pages = self.pages.lock();
+        let found: Vec<Option<Page>> = frames.iter().map(|frame| pages.get(frame).cloned()).collect();
+        let there = found.iter().map(Option::is_some).collect();
+        Ok((Box::new(Pages(found, Arc::clone(&self.alive))), there))
+    }
+
+    fn present(&self, first: u64, there: &mut [bool]) -> Result<()> {
+        let pages = self.pages.lock();
+        for (frame, there) in (first..).zip(there) {
+            *there = pages.contains_key(&frame);
+        }
+        Ok(())
+    }
+}
+
+impl Mapped for Pages {
+    fn read(&self, page: usize, offset: usize, buf: &mut [u8]) {
+        let page = self.0[page].as_ref().unwrap().lock();
+        buf.copy_from_slice(&page[offset..offset + buf.len()]);
+    }
+
+    fn write(&self, page: usize, offset: usize, data: &[u8]) {
+        let mut page = self.0[page].as_ref().unwrap().lock();
+        page[offset..offset + data.len()].copy_from_slice(data);
+    }
+
+    fn lend(&self, page: usize, offset: usize, bytes: usize, take: &mut dyn FnMut(&[u8])) {
+        let whole: Vec<u8> =
+            self.0[page..].iter().map_while(Option::as_ref).flat_map(|page| page.lock().clone()).collect();
+        take(&whole[offset..offset + bytes]);
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        self.1.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,152 @@
+//! This host's Xen: its domains, and what is needed to reach them.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use vmtree_api::{Check, Driver, Host, Listed, Missing, Result, Source};
+
+use crate::driver::{BUDGET, Opening, open_domain};
+use crate::error::refused;
+use crate::hypervisor::DomainInfo;
+use crate::source::Target;
+use crate::sys;
+use crate::sys::store::Store;
+
+const OP: &str = "open xen";
+
+fn named() -> Result<Vec<(u32, Option<String>)>> {
+    let domains = sys::domains().map_err(|error| refused(OP, unreached(), error))?;
+    let store = Store::open().ok();
+    let name = |info: &DomainInfo| store.as_ref().and_then(|store| store.name(info.domid));
+    Ok(domains.iter().filter(|info| !info.dying).map(|info| (info.domid, name(info))).collect())
+}
+
+fn unreached() -> &'static str {
+    "Xen can't be reached from here: run vmtree as root in dom0 ('vmtree doctor' tells what is missing)"
+}
+
+/// Opens the domain that `source` names: `xen:NAME` or `xen:domid=3`, with `mapped=SIZE`, how much of its memory is kept
+/// mapped at most.
+///
+/// # Errors
+/// [`vmtree_api::ErrorKind::Invalid`] for a target or option that makes no sense, `NotFound` if there is no such domain, and
+/// those of [`open_domain`].
+pub fn open(mut source: Source, host: Arc<dyn Host>) -> Result<Box<dyn Driver>> {
+    let target = Target::parse(&source.target)?;
+    let budget = source.take_size("mapped", BUDGET)?;
+    source.finish(&["mapped"])?;
+    let domains = named()?;
+    let domid = target.pick(&domains)?;
+    let name = domains.into_iter().find(|(number, _)| *number == domid).and_then(|(_, name)| name);
+    let frames = sys::frames(domid).map_err(|error| refused(OP, unreached(), error))?;
+    let version = sys::version().ok();
+    let open = Box::new(move || sys::open(domid));
+    open_domain(Opening { domid, name, version, budget, frames, open }, host)
+}
+
+/// The domains of this host but dom0, as far as Xen tells.
+#[must_use]
+pub fn list() -> Vec<Listed> {
+    let Ok(domains) = sys::domains() else { return Vec::new() };
+    let store = Store::open().ok();
+    domains
+        .iter()
+        .filter(|info| info.domid != 0 && !info.dying)
+        .map(|info| listed(info, store.as_ref().and_then(|store| store.name(info.domid)).as_deref()))
+        .collect()
+}
+
+fn listed(info: &DomainInfo, name: Option<&str>) -> Listed {
+    let domid = info.domid;
+    // In a SOURCE, a comma ends the name.
+    let source = match name.filter(|name| !name.contains(',') && !name.is_empty()) {
+        Some(name) => format!("xen:{name}"),
+        None => format!("xen:domid={domid}"),
+    };
+    let kind = match (info.hvm, info.devices & !1) {
+        (false, _) => "PV",
+        (true, 0) => "PVH",
+        (true, _) => "HVM",
+    };
+    let state = match (info.shutdown, info.paused) {
+        (true, _) => "shut down",
+        (false, true) => "paused",
+        (false, false) => "running",
+    };
+    let mib = info.pages >> 8;
+    let about = format!("domain {domid}, {kind}, {} vCPUs, {mib} MiB, {state}", info.vcpus);
+    Listed { source, about }
+}
+
+/// What this driver needs of the host.
+#[must_use]
+pub fn checks() -> Vec<Check> {
+    let check = |what: &str, found| Check { what: what.to_owned(), found };
+    vec![
+        check("Xen", dom0()),
+        check("Xen's hypercalls (/dev/xen/privcmd)", privcmd()),
+        check("names of domains (xenstore)", store()),
+        check(
+            "FUSE in dom0 (/dev/fuse)",
+            device(Path::new("/dev/fuse"), "load the kernel module: modprobe fuse"),
+        ),
+    ]
+}
+
+fn dom0() -> std::result::Result<String, Missing> {
+    let missing = |why: &str| Missing::new(why).cure("boot this machine by Xen, and run vmtree in dom0");
+    let capabilities = fs::read_to_string("/proc/xen/capabilities");
+    match capabilities.as_deref().map(str::trim) {
+        Ok(text) if text.contains("control_d") => Ok("this is dom0".to_owned()),
+        Ok(_) => Err(missing("this is a guest of Xen, not dom0")),
+        Err(_) if Path::new("/sys/hypervisor/type").exists() => Ok("this host runs on Xen".to_owned()),
+        Err(_) => Err(missing("this host does not run on Xen")),
+    }
+}
+
+fn privcmd() -> std::result::Result<String, Missing> {
+    device(Path::new("/dev/xen/privcmd"), "load the kernel module: modprobe xen-privcmd")?;
+    match (sys::version(), sys::domains()) {
+        (Ok(version), Ok(domains)) => {
+            let guests = domains.iter().filter(|info| info.domid != 0).count();
+            Ok(format!("Xen {version}, {guests} guests"))
+        }
+        (Ok(version), Err(error)) => Err(Missing::new(format!("Xen {version} does not tell of its domains ({error})"))
+            .cure("run vmtree as root in dom0, with the libxenctrl of the Xen that runs: it is for one version only")),
+        (Err(error), _) => Err(reach(&error)),
+    }
+}
+
+fn reach(error: &io::Error) -> Missing {
+    Missing::new(format!("Xen can't be asked ({error})")).cure("run vmtree as root in dom0")
+}
+
+fn store() -> std::result::Result<String, Missing> {
+    match Store::open() {
+        Ok(store) => {
+            Ok(store.name(0).map_or_else(|| "answers".to_owned(), |name| format!("dom0 is '{name}'")))
+        }
+        Err(error) => {
+            Err(Missing::new(format!("xenstored can't be reached ({error}); domains have numbers only"))
+                .cure("start xenstored, and run vmtree as root"))
+        }
+    }
+}
+
+fn device(path: &Path, cure: &str) -> std::result::Result<String, Missing> {
+    if path.exists() {
+        return Ok("there".to_owned());
+    }
+    Err(Missing::new(format!("{} is not there", path.display())).cure(cure))
+}
+
+/// Undoes what the driver of a daemon that was killed noted of the domain of `source`.
+///
+/// # Errors
+/// The domain is there and could not be told.
+pub fn recover(source: &str, note: &str) -> Result<()> {
+    let _ = (source, note);
+    Ok(())
+}

@@ -1,0 +1,188 @@
+//! What the driver needs of Xen, as small traits: `sys` has them by Xen's libraries, the tests by a fake.
+//!
+//! All of it is used by one thread, but for [`Frames`] and the [`Bell`].
+
+use std::io::Result;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::events::wire::Slot;
+
+/// What Xen tells of a domain.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct DomainInfo {
+    /// Its number, which no later domain gets again before 32751 others.
+    pub domid: u32,
+    /// Hardware-virtualized: HVM or PVH. Else PV.
+    pub hvm: bool,
+    /// Being destroyed.
+    pub dying: bool,
+    /// Shut down or crashed: its vCPUs run no more.
+    pub shutdown: bool,
+    /// Paused by a tool.
+    pub paused: bool,
+    /// Its vCPUs, those that are off included.
+    pub vcpus: u32,
+    /// Its pages.
+    pub pages: u64,
+    /// How many it may have.
+    pub max_pages: u64,
+    /// Which devices Xen plays for it (XEN_X86_EMU_*).
+    pub devices: u32,
+}
+
+/// A whole domain and its vCPUs: what they are, and whether they run.
+pub trait Domain {
+    /// As it is now; `None` where there is no such domain.
+    fn info(&self) -> Result<Option<DomainInfo>>;
+    /// One more pause, counted by Xen.
+    fn pause(&self) -> Result<()>;
+    /// One pause less.
+    fn unpause(&self) -> Result<()>;
+    /// One more pause of a vCPU; the domain must be paused.
+    fn pause_vcpu(&self, vcpu: u32) -> Result<()>;
+    /// One pause of a vCPU less; the domain must be paused.
+    fn unpause_vcpu(&self, vcpu: u32) -> Result<()>;
+    /// Whether a vCPU stops behind each instruction.
+    fn single_step(&self, vcpu: u32, on: bool) -> Result<()>;
+}
+
+/// What is injected by a vCPU's next entry.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Trap {
+    /// Its vector.
+    pub vector: u8,
+    /// Its type (X86_ET_*).
+    pub kind: u8,
+    /// Its error code, where it has one.
+    pub error: Option<u32>,
+    /// The length of the instruction that raises it, for software interrupts.
+    pub length: u8,
+    /// CR2, for page faults.
+    pub cr2: u64,
+}
+
+/// The state of vCPUs.
+pub trait Context {
+    /// All records of the domain at one instant (public/arch-x86/hvm/save.h).
+    fn load(&self) -> Result<Vec<u8>>;
+    /// Puts records in place.
+    fn store(&self, records: &[u8]) -> Result<()>;
+    /// One record of one vCPU, without its descriptor.
+    fn record(&self, kind: u16, vcpu: u32, bytes: usize) -> Result<Vec<u8>>;
+    /// Injects by the next entry of a vCPU.
+    fn inject(&self, vcpu: u32, trap: Trap) -> Result<()>;
+    /// Sends a message-signalled interrupt.
+    fn message(&self, address: u64, data: u32) -> Result<()>;
+    /// Makes an NMI pending.
+    fn nmi(&self, vcpu: u32) -> Result<()>;
+}
+
+/// What Xen's monitor can be told to raise.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Intercept {
+    /// A control register by its number among VM_EVENT_X86_*.
+    Control(u16),
+    /// A write of this MSR.
+    Msr(u32),
+    /// Single steps.
+    Step,
+    /// int3.
+    Breakpoint,
+    /// The hypercall that asks for an event.
+    GuestRequest,
+    /// CPUID.
+    Cpuid,
+    /// Loads and stores of descriptor-table registers.
+    Descriptor,
+    /// IN and OUT.
+    Io,
+    /// What Xen's emulator can't do.
+    Unemulated,
+}
+
+/// The ring of events.
+pub trait Monitor {
+    /// Takes the domain's ring; EBUSY where somebody has it.
+    fn take(&mut self) -> Result<()>;
+    /// Gives the ring back, ours or that of a dead process. Xen then forgets all intercepts.
+    fn give_back(&mut self) -> Result<()>;
+    /// Arms or disarms; EEXIST where it is so already.
+    fn set(&self, what: Intercept, on: bool) -> Result<()>;
+    /// The next request.
+    fn request(&mut self) -> Result<Option<Slot>>;
+    /// Answers one.
+    fn respond(&mut self, response: &Slot) -> Result<()>;
+    /// Waits for requests, for the bell, or until the time is over.
+    fn wait(&mut self, timeout: Duration) -> Result<()>;
+    /// What ends a wait.
+    fn bell(&self) -> Arc<dyn Bell>;
+}
+
+/// Ends a wait from any thread.
+pub trait Bell: Send + Sync {
+    /// The wait that runs, or the next one.
+    fn ring(&self);
+}
+
+/// What this domain can be asked for.
+pub trait Probe {
+    /// The events that it can raise: a bit each (XEN_DOMCTL_MONITOR_EVENT_*).
+    fn events(&self) -> Result<u32>;
+    /// Whether alternate views are on; fails where the domain can't have them.
+    fn views(&self) -> Result<bool>;
+    /// Fails where the domain's frames have no rights that could be taken.
+    fn rights(&self) -> Result<()>;
+}
+
+/// Second-level translation: permissions and alternate views.
+pub trait Slat {
+    /// Turns alternate views on, or off, which drops all.
+    fn set_views(&self, on: bool) -> Result<()>;
+    /// A view with all rights; EINVAL where there is none left.
+    fn create(&self) -> Result<u16>;
+    /// Removes one; EBUSY while a vCPU is on it.
+    fn destroy(&self, view: u16) -> Result<()>;
+    /// Puts all vCPUs on one.
+    fn switch(&self, view: u16) -> Result<()>;
+    /// Sets the rights (XENMEM_access_*) of a range of frames. View 0 is for domains without alternate views.
+    fn set_access(&self, view: u16, frames: Range<u64>, access: u8) -> Result<()>;
+    /// What a view shows at a frame: another one, or its own again.
+    fn change(&self, view: u16, frame: u64, to: Option<u64>) -> Result<()>;
+}
+
+/// The domain's pages.
+pub trait Pages {
+    /// Adds a page at a frame.
+    fn add(&self, frame: u64) -> Result<()>;
+    /// Takes the pages at these frames away.
+    fn remove(&self, frames: &[u64]) -> Result<()>;
+    /// Sets how many pages the domain may have.
+    fn set_max(&self, pages: u64) -> Result<()>;
+    /// The highest frame that has something.
+    fn highest(&self) -> Result<u64>;
+}
+
+/// All of Xen that one domain needs.
+pub trait Hypervisor: Domain + Context + Monitor + Probe + Slat + Pages {}
+
+impl<T: Domain + Context + Monitor + Probe + Slat + Pages> Hypervisor for T {}
+
+/// Frames mapped into this process; dropped, they are unmapped.
+pub trait Mapped: Send + Sync {
+    /// Copies from a page of the mapping.
+    fn read(&self, page: usize, offset: usize, buf: &mut [u8]);
+    /// Copies into a page of the mapping.
+    fn write(&self, page: usize, offset: usize, data: &[u8]);
+    /// Lends bytes, which may reach over several pages. The guest may write them meanwhile.
+    fn lend(&self, page: usize, offset: usize, bytes: usize, take: &mut dyn FnMut(&[u8]));
+}
+
+/// The way to the domain's memory; used by any thread.
+pub trait Frames: Send + Sync {
+    /// Maps frames side by side, and tells of each whether it is there.
+    fn map(&self, frames: &[u64]) -> Result<(Box<dyn Mapped>, Vec<bool>)>;
+    /// Of each frame from `first` on whether memory is there.
+    fn present(&self, first: u64, there: &mut [bool]) -> Result<()>;
+}

@@ -1,0 +1,25 @@
+//! Xen domains: HVM and PVH, through Xen's own libraries. The libraries are behind the feature `libxen`; all else is here
+//! in every build, over traits that act like Xen.
+
+mod driver;
+mod error;
+pub mod events;
+mod execution;
+#[cfg(test)]
+mod fake;
+pub mod hypervisor;
+mod memory;
+mod owner;
+pub mod registers;
+mod source;
+mod world;
+
+#[cfg(feature = "libxen")]
+mod host;
+#[cfg(feature = "libxen")]
+mod sys;
+
+pub use driver::{BUDGET, Opening, open_domain};
+#[cfg(feature = "libxen")]
+pub use host::{checks, list, open, recover};
+pub use source::Target;

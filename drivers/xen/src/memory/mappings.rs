@@ -1,0 +1,250 @@
+//! Live mappings of the domain's memory, kept for the next access: the least recently used go first, by a budget of bytes.
+
+use std::io::{Error, Result};
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use lru::LruCache;
+use parking_lot::Mutex;
+
+use crate::error::number::EINVAL;
+use crate::hypervisor::{Frames, Mapped};
+
+const PAGE: u64 = vmtree_api::PAGE_SIZE;
+/// Frames that are mapped together: 1 MiB, the most that one request of FUSE asks for.
+pub const CHUNK: u64 = 256;
+/// How long a mapping is used. The guest may have Xen put other memory at a frame, of which nobody is told; what is then
+/// still mapped is the old one.
+const AGE: Duration = Duration::from_secs(1);
+
+/// Frames that are mapped side by side.
+struct Chunk {
+    mapped: Box<dyn Mapped>,
+    there: Vec<bool>,
+    since: Instant,
+}
+
+/// What was done, for `info` and tests.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Counts {
+    /// Calls that mapped.
+    pub mapped: u64,
+    /// Accesses that found their mapping.
+    pub found: u64,
+}
+
+struct Kept {
+    chunks: LruCache<u64, Arc<Chunk>>,
+    counts: Counts,
+    /// Grows when all is dropped: what was mapped before is not kept then.
+    generation: u64,
+}
+
+/// The mappings.
+pub struct Mappings {
+    frames: Arc<dyn Frames>,
+    kept: Mutex<Kept>,
+}
+
+impl Mappings {
+    /// None yet; at most `budget` bytes are kept mapped.
+    #[must_use]
+    pub fn new(frames: Arc<dyn Frames>, budget: u64) -> Self {
+        let most = NonZeroUsize::new((budget / (CHUNK * PAGE)) as usize).unwrap_or(NonZeroUsize::MIN);
+        let kept = Kept { chunks: LruCache::new(most), counts: Counts::default(), generation: 0 };
+        Self { frames, kept: Mutex::new(kept) }
+    }
+
+    /// Drops all: memory may lie elsewhere now.
+    pub fn drop_all(&self) {
+        let mut kept = self.kept.lock();
+        kept.generation += 1;
+        // Unmapped without the lock.
+        let old = std::mem::replace(&mut kept.chunks, LruCache::new(NonZeroUsize::MIN));
+        kept.chunks = LruCache::new(old.cap());
+        drop(kept);
+    }
+
+    /// What was done so far.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.kept.lock().counts
+    }
+
+    fn chunk(&self, number: u64) -> Result<Arc<Chunk>> {
+        let generation = {
+            let mut kept = self.kept.lock();
+            let found = kept.chunks.get(&number).filter(|chunk| chunk.since.elapsed() < AGE).cloned();
+            if let Some(chunk) = found {
+                kept.counts.found += 1;
+                return Ok(chunk);
+            }
+            kept.counts.mapped += 1;
+            kept.generation
+        };
+        let frames: Vec<u64> = (number * CHUNK..(number + 1) * CHUNK).collect();
+        let since = Instant::now();
+        let (mapped, there) = self.frames.map(&frames)?;
+        let chunk = Arc::new(Chunk { mapped, there, since });
+        let mut kept = self.kept.lock();
+        let old =
+            if kept.generation == generation { kept.chunks.push(number, Arc::clone(&chunk)) } else { None };
+        drop(kept);
+        drop(old);
+        Ok(chunk)
+    }
+
+    /// Calls `each` with a mapping, a page of it, an offset in that page and a range of the whole, page after page of
+    /// `bytes` from `gpa` on; returns how many bytes were there.
+    fn pages(
+        &self,
+        gpa: u64,
+        bytes: usize,
+        mut each: impl FnMut(&dyn Mapped, (usize, usize), std::ops::Range<usize>),
+    ) -> Result<usize> {
+        let mut done = 0;
+        let mut held: Option<(u64, Arc<Chunk>)> = None;
+        while done < bytes {
+            let at = gpa + done as u64;
+            let (number, page) = (at / PAGE / CHUNK, (at / PAGE % CHUNK) as usize);
+            let chunk = match held.take() {
+                Some((is, chunk)) if is == number => chunk,
+                _ => match self.chunk(number) {
+                    Ok(chunk) => chunk,
+                    Err(error) if done == 0 => return Err(error),
+                    Err(_) => return Ok(done),
+                },
+            };
+            if chunk.there.get(page) != Some(&true) {
+                return if done == 0 { Err(Error::from_raw_os_error(EINVAL)) } else { Ok(done) };
+            }
+            let offset = (at % PAGE) as usize;
+            let length = (PAGE as usize - offset).min(bytes - done);
+            each(&*chunk.mapped, (page, offset), done..done + length);
+            done += length;
+            held = Some((number, chunk));
+        }
+        Ok(done)
+    }
+
+    /// Copies memory into `buf` and returns how much of it is there.
+    ///
+    /// # Errors
+    /// Not even the first byte is.
+    pub fn read(&self, gpa: u64, buf: &mut [u8]) -> Result<usize> {
+        self.pages(gpa, buf.len(), |mapped, (page, offset), range| {
+            if let Some(part) = buf.get_mut(range) {
+                mapped.read(page, offset, part);
+            }
+        })
+    }
+
+    /// Copies `data` into memory and returns how much of it was taken.
+    ///
+    /// # Errors
+    /// Not even the first byte was.
+    pub fn write(&self, gpa: u64, data: &[u8]) -> Result<usize> {
+        self.pages(gpa, data.len(), |mapped, (page, offset), range| {
+            if let Some(part) = data.get(range) {
+                mapped.write(page, offset, part);
+            }
+        })
+    }
+
+    /// Lends bytes that lie in one mapping; false where they don't, or are not all there.
+    ///
+    /// # Errors
+    /// They can't be mapped.
+    pub fn lend(&self, gpa: u64, bytes: usize, take: &mut dyn FnMut(&[u8])) -> Result<bool> {
+        let Some(last) = (bytes as u64).checked_sub(1).and_then(|more| gpa.checked_add(more)) else {
+            return Ok(false);
+        };
+        let (first, last) = (gpa / PAGE, last / PAGE);
+        if first / CHUNK != last / CHUNK {
+            return Ok(false);
+        }
+        let chunk = self.chunk(first / CHUNK)?;
+        let [from, to] = [first, last].map(|frame| (frame % CHUNK) as usize);
+        if !chunk.there.get(from..=to).is_some_and(|there| there.iter().all(|there| *there)) {
+            return Ok(false);
+        }
+        chunk.mapped.lend(from, (gpa % PAGE) as usize, bytes, take);
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::Ram;
+    use proptest::prelude::*;
+
+    fn mappings(budget: u64) -> (Arc<Ram>, Mappings) {
+        let ram = Arc::new(Ram::new(&[0..600, 700..900]));
+        (Arc::clone(&ram), Mappings::new(ram, budget))
+    }
+
+    #[test]
+    fn a_page_read_twice_costs_one_mapping() {
+        let (ram, mappings) = mappings(64 << 20);
+        let mut buf = [0; 8];
+        for _ in 0..5 {
+            mappings.read(0x5000, &mut buf).unwrap();
+            assert!(mappings.lend(0x5000, 4096, &mut |_| ()).unwrap());
+        }
+        assert_eq!((mappings.counts(), ram.mapped()), (Counts { mapped: 1, found: 9 }, 1));
+        mappings.drop_all();
+        mappings.read(0x5000, &mut buf).unwrap();
+        assert_eq!(ram.mapped(), 2);
+    }
+
+    #[test]
+    fn the_budget_holds_and_the_oldest_go_first() {
+        let (ram, mappings) = mappings(2 << 20);
+        for gpa in [0, 1 << 20, 0, 2 << 20, 0] {
+            mappings.read(gpa, &mut [0]).unwrap();
+        }
+        assert_eq!((ram.mapped(), ram.alive()), (3, 2));
+        drop(mappings);
+        assert_eq!(ram.alive(), 0);
+    }
+
+    #[test]
+    fn a_dropped_mapping_is_not_the_old_memory() {
+        let (ram, mappings) = mappings(8 << 20);
+        mappings.write(0x3000, b"old").unwrap();
+        ram.replace(3);
+        mappings.drop_all();
+        let mut buf = [7; 3];
+        mappings.read(0x3000, &mut buf).unwrap();
+        assert_eq!(buf, [0; 3]);
+    }
+
+    #[test]
+    fn what_is_not_there_is_refused_or_cut() {
+        let (_ram, mappings) = mappings(8 << 20);
+        let end = 600 * PAGE;
+        assert!(mappings.read(end, &mut [0]).is_err());
+        assert_eq!(mappings.read(end - 3, &mut [0; 10]).unwrap(), 3);
+        assert_eq!(mappings.write(end - 3, &[1; 10]).unwrap(), 3);
+        assert!(!mappings.lend(end - 3, 10, &mut |_| ()).unwrap());
+        assert!(!mappings.lend(0, 0, &mut |_| ()).unwrap());
+        assert_eq!(mappings.read(0, &mut []).unwrap(), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(gpa in 0_u64..600 * PAGE - 10000, data in proptest::collection::vec(any::<u8>(), 1..9000)) {
+            let (_ram, mappings) = mappings(1 << 20);
+            prop_assert_eq!(mappings.write(gpa, &data).unwrap(), data.len());
+            let mut back = vec![0; data.len()];
+            prop_assert_eq!(mappings.read(gpa, &mut back).unwrap(), data.len());
+            prop_assert_eq!(&back, &data);
+            let mut lent = Vec::new();
+            if mappings.lend(gpa, data.len(), &mut |bytes| lent = bytes.to_vec()).unwrap() {
+                prop_assert_eq!(&lent, &data);
+            }
+        }
+    }
+}
