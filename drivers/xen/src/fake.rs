@@ -78,12 +78,6 @@ impl Mapped for Pages {
         let mut page = self.0[page].as_ref().unwrap().lock();
         page[offset..offset + data.len()].copy_from_slice(data);
     }
-
-    fn lend(&self, page: usize, offset: usize, bytes: usize, take: &mut dyn FnMut(&[u8])) {
-        let whole: Vec<u8> =
-            self.0[page..].iter().map_while(Option::as_ref).flat_map(|page| page.lock().clone()).collect();
-        take(&whole[offset..offset + bytes]);
-    }
 }
 
 impl Drop for Pages {

@@ -46,6 +46,8 @@ pub trait Domain {
     fn unpause_vcpu(&self, vcpu: u32) -> Result<()>;
     /// Whether a vCPU stops behind each instruction.
     fn single_step(&self, vcpu: u32, on: bool) -> Result<()>;
+    /// For how long a vCPU has run, in nanoseconds: it grows whenever the vCPU gets on.
+    fn ran(&self, vcpu: u32) -> Result<u64>;
 }
 
 /// What is injected by a vCPU's next entry.
@@ -82,8 +84,13 @@ pub trait Context {
 /// What Xen's monitor can be told to raise.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum Intercept {
-    /// A control register by its number among VM_EVENT_X86_*.
-    Control(u16),
+    /// Writes of a control register that change it.
+    Control {
+        /// Its number among VM_EVENT_X86_*.
+        index: u16,
+        /// Whether the vCPU waits for an answer.
+        wait: bool,
+    },
     /// A write of this MSR.
     Msr(u32),
     /// Single steps.
@@ -106,6 +113,8 @@ pub enum Intercept {
 pub trait Monitor {
     /// Takes the domain's ring; EBUSY where somebody has it.
     fn take(&mut self) -> Result<()>;
+    /// From now on writes of control registers and MSRs take place after their answer, until the ring is given back.
+    fn hold_writes(&self) -> Result<()>;
     /// Gives the ring back, ours or that of a dead process. Xen then forgets all intercepts.
     fn give_back(&mut self) -> Result<()>;
     /// Arms or disarms; EEXIST where it is so already.
@@ -116,8 +125,6 @@ pub trait Monitor {
     fn respond(&mut self, response: &Slot) -> Result<()>;
     /// Waits for requests, for the bell, or until the time is over.
     fn wait(&mut self, timeout: Duration) -> Result<()>;
-    /// What ends a wait.
-    fn bell(&self) -> Arc<dyn Bell>;
 }
 
 /// Ends a wait from any thread.
@@ -134,6 +141,8 @@ pub trait Probe {
     fn views(&self) -> Result<bool>;
     /// Fails where the domain's frames have no rights that could be taken.
     fn rights(&self) -> Result<()>;
+    /// What ends a [`Monitor::wait`].
+    fn bell(&self) -> Arc<dyn Bell>;
 }
 
 /// Second-level translation: permissions and alternate views.
@@ -175,8 +184,6 @@ pub trait Mapped: Send + Sync {
     fn read(&self, page: usize, offset: usize, buf: &mut [u8]);
     /// Copies into a page of the mapping.
     fn write(&self, page: usize, offset: usize, data: &[u8]);
-    /// Lends bytes, which may reach over several pages. The guest may write them meanwhile.
-    fn lend(&self, page: usize, offset: usize, bytes: usize, take: &mut dyn FnMut(&[u8]));
 }
 
 /// The way to the domain's memory; used by any thread.

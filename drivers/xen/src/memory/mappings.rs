@@ -151,27 +151,6 @@ impl Mappings {
             }
         })
     }
-
-    /// Lends bytes that lie in one mapping; false where they don't, or are not all there.
-    ///
-    /// # Errors
-    /// They can't be mapped.
-    pub fn lend(&self, gpa: u64, bytes: usize, take: &mut dyn FnMut(&[u8])) -> Result<bool> {
-        let Some(last) = (bytes as u64).checked_sub(1).and_then(|more| gpa.checked_add(more)) else {
-            return Ok(false);
-        };
-        let (first, last) = (gpa / PAGE, last / PAGE);
-        if first / CHUNK != last / CHUNK {
-            return Ok(false);
-        }
-        let chunk = self.chunk(first / CHUNK)?;
-        let [from, to] = [first, last].map(|frame| (frame % CHUNK) as usize);
-        if !chunk.there.get(from..=to).is_some_and(|there| there.iter().all(|there| *there)) {
-            return Ok(false);
-        }
-        chunk.mapped.lend(from, (gpa % PAGE) as usize, bytes, take);
-        Ok(true)
-    }
 }
 
 #[cfg(test)]
@@ -191,9 +170,8 @@ mod tests {
         let mut buf = [0; 8];
         for _ in 0..5 {
             mappings.read(0x5000, &mut buf).unwrap();
-            assert!(mappings.lend(0x5000, 4096, &mut |_| ()).unwrap());
         }
-        assert_eq!((mappings.counts(), ram.mapped()), (Counts { mapped: 1, found: 9 }, 1));
+        assert_eq!((mappings.counts(), ram.mapped()), (Counts { mapped: 1, found: 4 }, 1));
         mappings.drop_all();
         mappings.read(0x5000, &mut buf).unwrap();
         assert_eq!(ram.mapped(), 2);
@@ -228,8 +206,6 @@ mod tests {
         assert!(mappings.read(end, &mut [0]).is_err());
         assert_eq!(mappings.read(end - 3, &mut [0; 10]).unwrap(), 3);
         assert_eq!(mappings.write(end - 3, &[1; 10]).unwrap(), 3);
-        assert!(!mappings.lend(end - 3, 10, &mut |_| ()).unwrap());
-        assert!(!mappings.lend(0, 0, &mut |_| ()).unwrap());
         assert_eq!(mappings.read(0, &mut []).unwrap(), 0);
     }
 
@@ -241,10 +217,6 @@ mod tests {
             let mut back = vec![0; data.len()];
             prop_assert_eq!(mappings.read(gpa, &mut back).unwrap(), data.len());
             prop_assert_eq!(&back, &data);
-            let mut lent = Vec::new();
-            if mappings.lend(gpa, data.len(), &mut |bytes| lent = bytes.to_vec()).unwrap() {
-                prop_assert_eq!(&lent, &data);
-            }
         }
     }
 }

@@ -113,13 +113,6 @@ impl Mapped for Mapping {
         // SAFETY: the caller asks for pages that are there, and the data is not the guest's.
         unsafe { at.copy_from_nonoverlapping(NonNull::from(data).cast(), data.len()) };
     }
-
-    fn lend(&self, page: usize, offset: usize, bytes: usize, take: &mut dyn FnMut(&[u8])) {
-        let Some(at) = self.at(page, offset, bytes) else { return };
-        // SAFETY: the pages are there and stay mapped for this call. The guest may write them meanwhile: by the contract of
-        // `Memory::lend` the bytes are only handed to the operating system.
-        take(unsafe { std::slice::from_raw_parts(at.as_ptr(), bytes) });
-    }
 }
 
 impl Drop for Mapping {

@@ -2,7 +2,6 @@
 
 use std::io::{Error, Result};
 use std::ptr::NonNull;
-use std::sync::Arc;
 use std::time::Duration;
 
 use xenctrl_sys as c;
@@ -11,7 +10,7 @@ use super::ring::{self, Ring};
 use super::{Xen, done};
 use crate::error::number::ENODEV;
 use crate::events::wire::Slot;
-use crate::hypervisor::{Bell, Intercept, Monitor};
+use crate::hypervisor::{Intercept, Monitor};
 
 impl Xen {
     fn ring(&mut self) -> Result<&mut Ring> {
@@ -25,11 +24,7 @@ impl Monitor for Xen {
         // SAFETY: the number has room.
         let page = unsafe { c::xc_monitor_enable(self.handle.raw(), self.domid, &raw mut port) };
         let page = NonNull::new(page).ok_or_else(Error::last_os_error)?;
-        let ring = Ring::new(self.domid, page, port).and_then(|ring| {
-            self.call.hold_writes(self.domid)?;
-            Ok(ring)
-        });
-        match ring {
+        match Ring::new(self.domid, page, port) {
             Ok(ring) => self.ring = Some(ring),
             Err(error) => {
                 // It would be ours for ever, and nobody else's.
@@ -38,6 +33,10 @@ impl Monitor for Xen {
             }
         }
         Ok(())
+    }
+
+    fn hold_writes(&self) -> Result<()> {
+        self.call.hold_writes(self.domid)
     }
 
     fn give_back(&mut self) -> Result<()> {
@@ -52,8 +51,8 @@ impl Monitor for Xen {
         let (handle, domid) = (self.handle.raw(), self.domid);
         done(match what {
             // SAFETY: the handle is open.
-            Intercept::Control(index) => unsafe {
-                c::xc_monitor_write_ctrlreg(handle, domid, index, on, true, 0, false)
+            Intercept::Control { index, wait } => unsafe {
+                c::xc_monitor_write_ctrlreg(handle, domid, index, on, wait, 0, false)
             },
             // SAFETY: the handle is open.
             Intercept::Msr(index) => unsafe { c::xc_monitor_mov_to_msr(handle, domid, index, on, false) },
@@ -85,9 +84,5 @@ impl Monitor for Xen {
 
     fn wait(&mut self, timeout: Duration) -> Result<()> {
         ring::wait(self.ring.as_ref(), &self.bell, timeout)
-    }
-
-    fn bell(&self) -> Arc<dyn Bell> {
-        Arc::clone(&self.bell) as Arc<dyn Bell>
     }
 }

@@ -2,12 +2,13 @@
 
 use std::io::Result;
 use std::ops::Range;
+use std::sync::Arc;
 
 use xenctrl_sys as c;
 use xenctrl_sys::xenmem_access_t;
 
 use super::{Xen, done};
-use crate::hypervisor::{Probe, Slat};
+use crate::hypervisor::{Bell, Probe, Slat};
 
 /// How many frames of a view are set by one call.
 const BATCH: u64 = 4096;
@@ -32,6 +33,10 @@ impl Probe for Xen {
         let at = &raw mut access;
         // SAFETY: the number has room, and Xen gives one of those that the type has.
         done(unsafe { c::xc_get_mem_access(self.handle.raw(), self.domid, 0, at) }).map(drop)
+    }
+
+    fn bell(&self) -> Arc<dyn Bell> {
+        Arc::clone(&self.bell) as Arc<dyn Bell>
     }
 }
 
