@@ -47,6 +47,17 @@ pub const DRIVERS: &[Entry] = &[
         checks: vmtree_qemu::checks,
         recover: vmtree_qemu::recover,
     },
+    // Without its feature it says what to build it with.
+    Entry {
+        name: "kvmi",
+        about: "KVM with the KVM-VMI patches, by the socket that QEMU connects to",
+        example: "kvmi:/tmp/introspector",
+        open: vmtree_kvmi::open,
+        list: Vec::new,
+        checks: vmtree_kvmi::checks,
+        // The kernel undoes all once the connection is gone, and it goes with the daemon.
+        recover: nothing_left,
+    },
     #[cfg(feature = "xen")]
     Entry {
         name: "xen",

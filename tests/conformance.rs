@@ -54,10 +54,26 @@ fn emu_with_four_vcpus_and_holes_that_fail() {
     assert_eq!(conforms(&live).skipped, 0);
 }
 
+/// Real QEMU with vmtree's plugin: its events too.
+#[test]
+fn qemu_with_the_plugin() {
+    const TEST: &str = "qemu_with_the_plugin";
+    if qemu::major() < 11 {
+        return skip(TEST, "QEMU 11 is not in PATH; see tests/labs/qemu/versions.sh");
+    }
+    let Some(plugin) = qemu::plugin(env!("CARGO_BIN_EXE_vmtree")) else {
+        return skip(TEST, "the plugin is not built: cargo build -p vmtree-qemu-plugin");
+    };
+    let plugin = format!("{},socket=agent.sock", plugin.display());
+    let summary = qemu(TEST, "2", &[SHARED, &["-plugin", &plugin]].concat());
+    assert!(summary.is_none_or(|summary| summary.passed >= 80), "{summary:?}");
+}
+
 /// Real QEMU, its registers and execution as far as the mount offers them.
-fn qemu(test: &str, vcpus: &str, backend: &[&str]) {
+fn qemu(test: &str, vcpus: &str, backend: &[&str]) -> Option<Summary> {
     if !qemu::have_qemu() {
-        return skip(test, "QEMU is not installed");
+        skip(test, "QEMU is not installed");
+        return None;
     }
     let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
@@ -65,9 +81,10 @@ fn qemu(test: &str, vcpus: &str, backend: &[&str]) {
     fs::write(&elf, vmtree_guest::elf()).unwrap();
     let kernel = ["-accel", "tcg", "-m", "256M", "-smp", vcpus, "-kernel", elf.to_str().unwrap()];
     let vm = Vm::start(&[&kernel, backend].concat());
-    let Some(live) = Live::mount(test, &format!("qemu:{}", vm.qmp()), "") else { return };
+    let live = Live::mount(test, &format!("qemu:{}", vm.qmp()), "")?;
     let summary = conforms(&live);
     assert!(summary.passed >= 10, "{summary}");
+    Some(summary)
 }
 
 const SHARED: &[&str] =

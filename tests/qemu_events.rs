@@ -9,34 +9,18 @@ mod qemu;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::live::{Live, skip};
 use common::{kill, processes, wait_until};
-use qemu::{QEMU, Vm};
+use qemu::Vm;
 use vmtree_guest::mailbox::{Counter, Op, Site};
 use vmtree_guest::{Mailbox, Outcome};
 
 const LONG: Duration = Duration::from_secs(40);
-
-/// The plugin that was built last.
-fn plugin() -> Option<PathBuf> {
-    let folder = Path::new(env!("CARGO_BIN_EXE_vmtree")).parent().unwrap();
-    let places = [folder.join("libvmtree_qemu.so"), folder.join("deps/libvmtree_qemu.so")];
-    let made = |path: &PathBuf| fs::metadata(path).and_then(|found| found.modified()).ok();
-    places.into_iter().filter(|path| path.is_file()).max_by_key(made)
-}
-
-fn major() -> Option<u32> {
-    let output = Command::new(QEMU).arg("--version").output().ok()?;
-    let text = String::from_utf8(output.stdout).ok()?;
-    text.split_once("version ")?.1.split('.').next()?.parse().ok()
-}
 
 /// A VM with the guest and the plugin, its mount, and its guest's mailbox.
 ///
@@ -48,11 +32,11 @@ struct Lab {
 }
 
 fn lab(test: &str, vcpus: u32) -> Option<Lab> {
-    if major().is_none_or(|major| major < 11) {
+    if qemu::major() < 11 {
         skip(test, "QEMU 11 is not in PATH; see tests/labs/qemu/versions.sh");
         return None;
     }
-    let Some(plugin) = plugin() else {
+    let Some(plugin) = qemu::plugin(env!("CARGO_BIN_EXE_vmtree")) else {
         skip(test, "the plugin is not built: cargo build -p vmtree-qemu-plugin");
         return None;
     };
@@ -148,7 +132,6 @@ fn a_held_vcpu_is_answered_and_its_registers_are_had() {
     assert_eq!(u64::from_str_radix(rip.trim().trim_start_matches("0x"), 16).unwrap(), number(&line, "rip"));
     let busy = |file: &str| fs::read(lab.live.path(file)).unwrap_err().raw_os_error();
     assert!(lab.live.text("vcpu/1/regs/cs").contains("sel"), "{}", lab.live.text("vcpu/1/regs/cs"));
-    assert_eq!(busy("vcpu/1/regs/rflags"), Some(libc::EBUSY));
     assert_eq!(busy("vcpu/0/regs/rip"), Some(libc::EBUSY));
     lab.live
         .write("vcpu/1/regs/r15", "0x1234\n")
@@ -169,6 +152,51 @@ fn a_held_vcpu_is_answered_and_its_registers_are_had() {
     assert_eq!(base, 0x3000);
     // All of one that runs.
     assert!(lab.live.text("vcpu/0/regs/all").contains("rflags"));
+}
+
+#[test]
+fn the_flags_of_a_held_vcpu_are_had_where_qemu_has_them_whole() {
+    let Some(lab) = lab("the_flags_of_a_held_vcpu_are_had_where_qemu_has_them_whole", 2) else { return };
+    let at = lab.mailbox.header(vmtree_guest::mailbox::header::CODE).unwrap() + 0x400;
+    // mov r9d, 1; cmp r9, 2; jmp to the next instruction, or a nop of that length; out 0x80, al; ret
+    let code = |jump: [u8; 2]| {
+        [&[0x41, 0xb9, 1, 0, 0, 0, 0x49, 0x83, 0xf9, 2], &jump[..], &[0xe6, 0x80, 0xc3]].concat()
+    };
+    let (told, mut answers) = control(&lab.live, "events/io,vcpu=1");
+    for (jump, whole) in [([0xeb, 0], true), ([0x66, 0x90], false)] {
+        let at = at + u64::from(jump[0]) * 0x10;
+        lab.live.open("mem").write_all_at(&code(jump), at).unwrap();
+        let seq = lab.mailbox.post(1, Op::Exec, &[1, at]).unwrap();
+        let line = told.recv_timeout(LONG).unwrap();
+        let flags = fs::read_to_string(lab.live.path("vcpu/1/regs/rflags"));
+        if whole {
+            let flags = flags.unwrap();
+            // CF, PF, AF and SF of 1 - 2.
+            let flags = u64::from_str_radix(flags.trim().trim_start_matches("0x"), 16).unwrap();
+            assert_eq!(flags & 0x8d5, 0x95, "{flags:#x}");
+            let all = lab.live.text("vcpu/1/regs/all");
+            assert!(all.contains(&format!("rflags={flags:#018x}")) && all.contains("dr7="), "{all}");
+        } else {
+            assert_eq!(flags.unwrap_err().raw_os_error(), Some(libc::EBUSY));
+        }
+        answer(&mut answers, &line, "continue").unwrap();
+        lab.mailbox.outcome(1, Op::Exec, seq, LONG).unwrap();
+    }
+}
+
+#[test]
+fn what_only_the_monitor_has_is_refused_at_an_interrupt() {
+    let Some(lab) = lab("what_only_the_monitor_has_is_refused_at_an_interrupt", 2) else { return };
+    let (told, mut answers) = control(&lab.live, "events/interrupt,vcpu=1,vector=3");
+    let seq = lab.mailbox.post(1, Op::Int3, &[1]).unwrap();
+    let line = told.recv_timeout(LONG).unwrap();
+    let begun = Instant::now();
+    let busy = |file: &str| fs::read(lab.live.path(file)).unwrap_err().raw_os_error();
+    assert_eq!((busy("vcpu/1/regs/cs"), busy("vcpu/1/regs/all")), (Some(libc::EBUSY), Some(libc::EBUSY)));
+    assert!(lab.live.text("vcpu/1/regs/rax").starts_with("0x"));
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    answer(&mut answers, &line, "continue").unwrap();
+    lab.mailbox.outcome(1, Op::Int3, seq, LONG).unwrap();
 }
 
 #[test]

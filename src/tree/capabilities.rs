@@ -66,6 +66,10 @@ fn event_lines(text: &mut String, driver: &dyn Driver, kind: EventKind) {
     for (way, has) in &offer.ways {
         line(text, format!("event {kind} {}", way.name()).trim_end(), has.clone());
     }
+    for part in kind.parts() {
+        let gap = offer.gaps.iter().find(|(name, _)| name == part);
+        line(text, &format!("event {kind} {part}"), gap.map_or(Ok(()), |(_, missing)| Err(missing.clone())));
+    }
     for (action, has) in &offer.actions {
         line(text, &format!("event {kind} {}", action.name()), has.clone());
     }

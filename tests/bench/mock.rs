@@ -22,7 +22,8 @@ impl Mock {
     pub fn new() -> Arc<Self> {
         let kind = EventKind::Cr3;
         let ways = kind.ways().iter().map(|way| (*way, Ok(()))).collect();
-        let offers = vec![EventOffer { kind, ways, actions: vec![(Action::Continue, Ok(()))] }];
+        let offers =
+            vec![EventOffer { kind, ways, actions: vec![(Action::Continue, Ok(()))], gaps: Vec::new() }];
         let facts =
             Facts { driver: "mock", name: None, arch: Arch::X86_64, vcpus: Some(1), extra: Vec::new() };
         Arc::new(Self { facts, offers, armed: AtomicBool::new(false), raised: AtomicU64::new(0) })

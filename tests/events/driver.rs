@@ -158,6 +158,7 @@ fn offers() -> Vec<EventOffer> {
                 (*action, if missing.contains(action) { Err(gap) } else { Ok(()) })
             })
             .collect(),
+        gaps: Vec::new(),
     };
     vec![
         offer(EventKind::Cr3, &[Action::Step]),

@@ -142,8 +142,10 @@ pub fn accessed(cpu: &mut Cpu, access: Access, packed: u64) {
 }
 
 /// Tells of what has taken place; a held vCPU only continues.
-fn tell_or_wait(plugin: &Arc<Plugin>, cpu: &mut Cpu, event: Event, hold: bool) {
+fn tell_or_wait(plugin: &Arc<Plugin>, cpu: &mut Cpu, mut event: Event, hold: bool) {
     if hold {
+        // An access may be in the middle of its instruction.
+        event.flags |= flag::FLAGS_LOST;
         let mut shown = Shown { rip: event.rip, moved: None, split: true, cpu };
         // Only Continue passes the check of verdicts.
         let _: Verdict = plugin.agent.hold(event, &mut shown);

@@ -89,7 +89,7 @@ impl Mock {
 pub fn offer(kind: EventKind) -> EventOffer {
     let ways = kind.ways().iter().map(|way| (*way, Ok(()))).collect();
     let actions = Action::ALL.iter().map(|action| (*action, Ok(()))).collect();
-    EventOffer { kind, ways, actions }
+    EventOffer { kind, ways, actions, gaps: Vec::new() }
 }
 
 pub fn cr3(vcpu: u32, new: u64) -> Event {

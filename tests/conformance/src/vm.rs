@@ -190,6 +190,11 @@ impl Vm {
         Regs::parse_all(&self.text(&format!("vcpu/{vcpu}/regs/all"))?)
     }
 
+    /// One register that is a number.
+    pub(crate) fn reg(&self, vcpu: u64, name: &str) -> Result<u64, String> {
+        Regs::parse_one(name, &self.text(&format!("vcpu/{vcpu}/regs/{name}"))?)?.get(name)
+    }
+
     /// Whether a register's file is there.
     pub(crate) fn has(&self, vcpu: u64, register: &str) -> bool {
         self.path(&format!("vcpu/{vcpu}/regs/{register}")).exists()

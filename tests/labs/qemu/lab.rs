@@ -46,6 +46,21 @@ pub fn have_kvm() -> bool {
     found
 }
 
+/// The major number of QEMU's release; 0 where there is none.
+pub fn major() -> u32 {
+    let Ok(output) = Command::new(QEMU).arg("--version").output() else { return 0 };
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.split_once("version ").unwrap().1.split('.').next().unwrap().parse().unwrap()
+}
+
+/// The plugin that was built last, beside a program of the same build.
+pub fn plugin(program: &str) -> Option<PathBuf> {
+    let folder = Path::new(program).parent().unwrap();
+    let places = [folder.join("libvmtree_qemu.so"), folder.join("deps/libvmtree_qemu.so")];
+    let made = |path: &PathBuf| fs::metadata(path).and_then(|found| found.modified()).ok();
+    places.into_iter().filter(|path| path.is_file()).max_by_key(made)
+}
+
 /// The folder with the Debian guest's `vmlinuz` and `initrd.gz`, made if needed; prints a line if it can't be.
 pub fn debian() -> Option<PathBuf> {
     let script =
@@ -147,6 +162,17 @@ impl Vm {
         u64::from_str_radix(value, 16).unwrap()
     }
 
+    /// What the page tables from `cr3` on make of an address in a page of 4 KiB.
+    pub fn walk(&mut self, cr3: u64, gva: u64) -> u64 {
+        const FRAME: u64 = 0xf_ffff_ffff_f000;
+        let entry = [39, 30, 21, 12].into_iter().fold(cr3, |table, shift| {
+            let entry = self.xp((table & FRAME) + (gva >> shift & 0x1ff) * 8);
+            assert_eq!(entry & 1, 1, "{gva:#x} is not mapped by {cr3:#x}");
+            entry
+        });
+        (entry & FRAME) + (gva & 0xfff)
+    }
+
     /// Guest-physical memory as QEMU saves it.
     pub fn pmemsave(&mut self, gpa: u64, bytes: usize) -> Vec<u8> {
         let answer = self.human(&format!("pmemsave {gpa:#x} {bytes} saved"));
@@ -157,6 +183,16 @@ impl Vm {
     /// What the guest has written to its serial console.
     pub fn serial(&self) -> String {
         String::from_utf8_lossy(&fs::read(self.folder.path().join("serial")).unwrap_or_default()).into_owned()
+    }
+
+    /// The number in base 16 that the Debian guest said after `what`, or before it on its line.
+    pub fn said(&self, what: &str) -> u64 {
+        let serial = self.serial();
+        let line =
+            serial.lines().find(|line| line.contains(what)).unwrap_or_else(|| panic!("{what}: {serial}"));
+        let number =
+            line.rsplit_once("0x").map_or_else(|| line.split(' ').next().unwrap(), |(_, number)| number);
+        u64::from_str_radix(number.trim(), 16).unwrap()
     }
 
     /// Waits until the serial console holds `text`.

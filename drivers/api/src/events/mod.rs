@@ -115,6 +115,15 @@ impl Way {
 }
 
 impl EventKind {
+    /// What belongs to this kind in every way, and not every driver sees: `ptwalk` is the vCPU's own walks through the page tables.
+    #[must_use]
+    pub fn parts(self) -> &'static [&'static str] {
+        match self {
+            Self::Slat => &["ptwalk"],
+            _ => &[],
+        }
+    }
+
     /// The ways in which this kind can happen.
     #[must_use]
     pub fn ways(self) -> &'static [Way] {

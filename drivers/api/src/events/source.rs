@@ -16,6 +16,8 @@ pub struct EventOffer {
     /// For each of [`Action::ALL`] whether a held event takes it, where the contract has it for this kind at all;
     /// [`Action::Continue`] always.
     pub actions: Vec<(Action, std::result::Result<(), Missing>)>,
+    /// What is not seen of [`EventKind::parts`]; the rest is.
+    pub gaps: Vec<(&'static str, Missing)>,
 }
 
 /// One wanted interception of any kind but slat, for which there are rules; fields that are `None` match all.

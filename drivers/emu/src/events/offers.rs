@@ -21,6 +21,7 @@ pub fn all() -> Vec<EventOffer> {
         kind: *kind,
         ways: kind.ways().iter().map(|way| (*way, Ok(()))).collect(),
         actions: actions(*kind).into_iter().map(|action| (action, Ok(()))).collect(),
+        gaps: Vec::new(),
     };
     EventKind::ALL.iter().map(offer).collect()
 }

@@ -102,7 +102,7 @@ impl Events {
         if !told.held() {
             return Ok(Held::told(event));
         }
-        self.holds.add(told.vcpu, told.seq);
+        self.holds.add(told);
         let (holds, vcpu, seq) = (Arc::clone(&self.holds), told.vcpu, told.seq);
         Ok(Held::new(event, move |verdict| holds.answer(vcpu, seq, &words::verdict(verdict)?)))
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use vmtree_agent::client::{Client, Failure};
-use vmtree_agent::{Code, Event, Verdict};
+use vmtree_agent::{Code, Event, Kind, Verdict, flag};
 use vmtree_api::{Error, ErrorKind, RegId, RegValue, RegisterSet, Result, VcpuId};
 
 use super::{error, gone, regs};
@@ -18,10 +18,38 @@ pub struct Holds {
     state: Mutex<State>,
 }
 
+/// An event that a vCPU is held at.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct At {
+    seq: u64,
+    monitor: Monitor,
+}
+
+/// What QEMU's monitor can tell of a held vCPU.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Monitor {
+    /// All, also the arithmetic flags.
+    All,
+    /// All but those: QEMU has them in pieces there.
+    NoFlags,
+    /// Nothing: the vCPU stands there with QEMU's lock, and the monitor waits for it.
+    Waits,
+}
+
+impl Monitor {
+    fn of(event: &Event) -> Self {
+        match event.kind {
+            Kind::Interrupt => Self::Waits,
+            _ if event.flags & flag::FLAGS_LOST != 0 => Self::NoFlags,
+            _ => Self::All,
+        }
+    }
+}
+
 #[derive(Default)]
 struct State {
-    /// The event's number, by vCPU.
-    held: BTreeMap<u32, u64>,
+    /// Where each vCPU is held.
+    held: BTreeMap<u32, At>,
     /// Nobody is held any more: the agent has let go of all.
     ended: bool,
     /// The thread that takes events.
@@ -38,17 +66,17 @@ impl Holds {
     }
 
     /// A vCPU stands still at an event.
-    pub fn add(&self, vcpu: u32, seq: u64) {
+    pub fn add(&self, event: &Event) {
         let mut state = self.state.lock();
         if !state.ended {
-            state.held.insert(vcpu, seq);
+            state.held.insert(event.vcpu, At { seq: event.seq, monitor: Monitor::of(event) });
         }
     }
 
     fn remove(&self, vcpu: u32, seq: u64) {
         let mut state = self.state.lock();
         // It may be held at a later event already.
-        if state.held.get(&vcpu) == Some(&seq) {
+        if state.held.get(&vcpu).is_some_and(|at| at.seq == seq) {
             state.held.remove(&vcpu);
         }
     }
@@ -101,7 +129,13 @@ impl Holds {
     }
 
     fn seq(&self, vcpu: VcpuId) -> Option<u64> {
-        self.state.lock().held.get(&vcpu.0).copied()
+        Some(self.state.lock().held.get(&vcpu.0)?.seq)
+    }
+
+    /// What the monitor can tell of a vCPU; `None` for one that is not held.
+    #[must_use]
+    pub fn monitor(&self, vcpu: VcpuId) -> Option<Monitor> {
+        Some(self.state.lock().held.get(&vcpu.0)?.monitor)
     }
 
     /// Lets a vCPU go.

@@ -12,7 +12,7 @@ mod words;
 
 pub use connect::find;
 pub use events::Events;
-pub use held::Holds;
+pub use held::{Holds, Monitor};
 pub use plugin::Plugin;
 pub use regs::is_had;
 

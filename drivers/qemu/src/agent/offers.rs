@@ -10,6 +10,10 @@ use crate::said::said;
 /// Why no answer names a view.
 const ONE_VIEW: &str = "stock QEMU has one view of memory";
 
+/// Why page walks are not seen.
+const NO_WALKS: &str =
+    "QEMU's plugin interface tells of the accesses that instructions make, and of no page walks";
+
 type Row<T> = (T, Result<(), Missing>);
 
 /// All offers, in the order of the kinds. A kind that the agent says nothing of is not there.
@@ -41,7 +45,8 @@ fn of_kind(event: EventKind, rows: &[Offer]) -> Option<EventOffer> {
             Some((*action, told?))
         })
         .collect();
-    Some(EventOffer { kind: event, ways, actions })
+    let gaps = event.parts().iter().map(|part| (*part, Missing::new(NO_WALKS))).collect();
+    Some(EventOffer { kind: event, ways, actions, gaps })
 }
 
 /// What the agent calls it; it has no views.
