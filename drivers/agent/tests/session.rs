@@ -63,6 +63,32 @@ fn held_vcpus_are_answered_in_any_order() {
 }
 
 #[test]
+fn a_held_vcpu_is_answered_while_the_machine_waits_for_it_to_arm() {
+    let scene = Scene::new();
+    let client = scene.client();
+    let vcpu = scene.held(1);
+    let event = client.next(LONG).unwrap().unwrap();
+    let arms = client.clone();
+    let arming = thread::spawn(move || arms.watch(&wanted(Kind::SingleStep)));
+    thread::sleep(Duration::from_millis(100));
+    assert!(!arming.is_finished());
+    client.answer(event.seq, &Verdict::Value(1)).unwrap();
+    assert_eq!(vcpu.join().unwrap(), Verdict::Value(1));
+    arming.join().unwrap().unwrap();
+    assert_eq!(*scene.still.0.lock().unwrap(), wanted(Kind::SingleStep));
+    // A client that goes meanwhile lets all go at once, and then what it wanted.
+    let vcpu = scene.held(1);
+    client.next(LONG).unwrap().unwrap();
+    let arms = client.clone();
+    let arming = thread::spawn(move || arms.watch(&wanted(Kind::SingleStep)));
+    thread::sleep(Duration::from_millis(100));
+    client.close();
+    assert_eq!(vcpu.join().unwrap(), Verdict::Continue);
+    assert!(matches!(arming.join().unwrap(), Err(Failure::Gone(_))));
+    soon("nothing is wanted", || *scene.still.0.lock().unwrap() == Wanted::default());
+}
+
+#[test]
 fn a_client_that_goes_lets_all_go_and_leaves_nothing_wanted() {
     let scene = Scene::new();
     for _ in 0..20 {

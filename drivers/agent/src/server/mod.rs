@@ -5,7 +5,8 @@ mod outbox;
 mod session;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread;
 use std::time::Duration;
 
 use crate::{Code, Event, Hello, Line, Reg, ToClient, Verdict, Wanted, flag};
@@ -84,10 +85,22 @@ impl Agent {
             session::refuse(&**line, why);
             return;
         }
-        session::run(self, line);
-        line.close();
-        self.outbox.detach();
-        self.holds.release();
+        thread::scope(|scope| {
+            let (arming, orders) = mpsc::channel();
+            // On a thread of its own: what is held is answered meanwhile, and the machine may have to wait for that.
+            let arms = move || {
+                for (id, wanted) in orders {
+                    self.finish(id, self.machine.arm(&wanted).map(|()| None));
+                }
+            };
+            match thread::Builder::new().name("vmtree-arms".to_owned()).spawn_scoped(scope, arms) {
+                Ok(_) => session::run(self, line, &arming),
+                Err(error) => session::refuse(&**line, format!("the monitor can't start a thread: {error}")),
+            }
+            line.close();
+            self.outbox.detach();
+            self.holds.release();
+        });
         // What can't be disarmed now has no client to tell it to, and is told to no one.
         let _ = self.machine.arm(&Wanted::default());
         self.serving.store(false, Ordering::Release);
@@ -115,7 +128,11 @@ impl Agent {
         verdict
     }
 
+    /// Answers a request; 0 is none.
     fn finish(&self, id: u32, done: Result<Option<Vec<(Reg, u64)>>, Refusal>) {
+        if id == 0 {
+            return;
+        }
         let message = match done {
             Ok(Some(registers)) => ToClient::Registers { id, registers },
             Ok(None) => ToClient::Done { id, code: Code::Ok, why: String::new() },

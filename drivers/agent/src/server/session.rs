@@ -2,12 +2,16 @@
 
 use std::io::ErrorKind;
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use super::holds::Order;
 use super::{Agent, Refusal, SILENCE};
 use crate::frame::Splitter;
-use crate::{Code, Line, Malformed, ToAgent, ToClient, VERSION};
+use crate::{Code, Line, Malformed, ToAgent, ToClient, VERSION, Wanted};
+
+/// Where requests to arm go, in order.
+pub(super) type Arming = Sender<(u32, Wanted)>;
 
 /// The time between two beats.
 const BEAT: Duration = Duration::from_secs(1);
@@ -22,7 +26,7 @@ pub(super) fn refuse(line: &dyn Line, why: String) {
 }
 
 /// Serves a client until its end: its stream is over, it breaks the protocol, or it is silent.
-pub(super) fn run(agent: &Agent, line: &Arc<dyn Line>) {
+pub(super) fn run(agent: &Agent, line: &Arc<dyn Line>, arming: &Arming) {
     let mut splitter = Splitter::default();
     let mut buf = vec![0; 1 << 16];
     let (mut heard, mut beat, mut greeted) = (Instant::now(), Instant::now(), false);
@@ -32,7 +36,7 @@ pub(super) fn run(agent: &Agent, line: &Arc<dyn Line>) {
             Ok(count) => {
                 heard = Instant::now();
                 splitter.add(buf.get(..count).unwrap_or_default());
-                if let Err(malformed) = take(agent, line, &mut splitter, &mut greeted) {
+                if let Err(malformed) = take(agent, line, arming, &mut splitter, &mut greeted) {
                     return refuse(&**line, malformed.to_string());
                 }
             }
@@ -56,6 +60,7 @@ pub(super) fn run(agent: &Agent, line: &Arc<dyn Line>) {
 fn take(
     agent: &Agent,
     line: &Arc<dyn Line>,
+    arming: &Arming,
     splitter: &mut Splitter,
     greeted: &mut bool,
 ) -> Result<(), Malformed> {
@@ -72,16 +77,17 @@ fn take(
                 return Err(Malformed("its version is not that of this agent: use the same vmtree"));
             }
             _ if !*greeted => return Err(Malformed("it does not say hello first")),
-            message => obey(agent, message),
+            message => obey(agent, arming, message),
         }
     }
     Ok(())
 }
 
-fn obey(agent: &Agent, message: ToAgent) {
+fn obey(agent: &Agent, arming: &Arming, message: ToAgent) {
     let (id, done) = match message {
         ToAgent::Hello { .. } | ToAgent::Beat => return,
-        ToAgent::Watch { id, wanted } => (id, agent.machine.arm(&wanted)),
+        // It ends only after this session.
+        ToAgent::Watch { id, wanted } => return arming.send((id, wanted)).unwrap_or_default(),
         ToAgent::Answer { id, seq, verdict } => (id, answer(agent, seq, verdict)),
         // The vCPU's own thread answers these two.
         ToAgent::Read { id, seq } => match order(agent, seq, Order::Read(id)) {
@@ -93,9 +99,7 @@ fn obey(agent: &Agent, message: ToAgent) {
             refused => (id, refused),
         },
     };
-    if id != 0 {
-        agent.finish(id, done.map(|()| None));
-    }
+    agent.finish(id, done.map(|()| None));
 }
 
 fn stale(seq: u64) -> Refusal {

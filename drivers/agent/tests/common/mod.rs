@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -71,8 +72,9 @@ impl Line for End {
     }
 }
 
+/// What is wanted of it, and how many of its vCPUs are held.
 #[derive(Default)]
-pub struct Still(pub Mutex<Wanted>);
+pub struct Still(pub Mutex<Wanted>, AtomicU32);
 
 impl Machine for Still {
     fn hello(&self) -> Hello {
@@ -82,6 +84,10 @@ impl Machine for Still {
     fn arm(&self, wanted: &Wanted) -> Result<(), Refusal> {
         if wanted.watches.iter().any(|watch| watch.kind == Kind::Descriptor) {
             return Err(Refusal::new(Code::Unsupported, "no descriptors here"));
+        }
+        // As a machine whose vCPUs all have to come by.
+        if wanted.watches.iter().any(|watch| watch.kind == Kind::SingleStep) {
+            soon("nothing is held", || self.1.load(Ordering::SeqCst) == 0);
         }
         *self.0.lock().unwrap() = wanted.clone();
         Ok(())
@@ -142,8 +148,13 @@ impl Scene {
 
     /// A vCPU that is held, as a thread that comes back with the verdict.
     pub fn held(&self, vcpu: u32) -> thread::JoinHandle<Verdict> {
-        let agent = self.agent.clone();
-        thread::spawn(move || agent.hold(Event::new(Kind::Cr3, Way::To, vcpu), &mut Regs([7; 16])))
+        let (agent, still) = (self.agent.clone(), self.still.clone());
+        still.1.fetch_add(1, Ordering::SeqCst);
+        thread::spawn(move || {
+            let verdict = agent.hold(Event::new(Kind::Cr3, Way::To, vcpu), &mut Regs([7; 16]));
+            still.1.fetch_sub(1, Ordering::SeqCst);
+            verdict
+        })
     }
 }
 
