@@ -6,8 +6,8 @@ mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev 2>/dev/null
 if [ "${1:-}" = probe ]; then
-    grep ' entry_SYSCALL_64$' /proc/kallsyms
     /bin/probe &
+    grep ' entry_SYSCALL_64$' /proc/kallsyms
     for _ in 1 2 3 4 5 6 7 8; do /bin/true; done
     # The MSRs that the kernel wrote, if it was told to trace that: trace_event=msr:write_msr.
     mount -t tracefs trace /sys/kernel/tracing

@@ -64,27 +64,6 @@ impl Guest {
         });
         self.told.lock().unwrap().clone()
     }
-
-    /// The number in base 16 that the guest said after `what`, or before it on its line.
-    pub fn said(&self, what: &str) -> u64 {
-        let serial = self.vm.serial();
-        let line =
-            serial.lines().find(|line| line.contains(what)).unwrap_or_else(|| panic!("{what}: {serial}"));
-        let number =
-            line.rsplit_once("0x").map_or_else(|| line.split(' ').next().unwrap(), |(_, number)| number);
-        u64::from_str_radix(number.trim(), 16).unwrap()
-    }
-
-    /// What the page tables from `cr3` on make of an address; all its pages have 4 KiB.
-    pub fn walk(&mut self, cr3: u64, gva: u64) -> u64 {
-        const FRAME: u64 = 0xf_ffff_ffff_f000;
-        let table = [39, 30, 21, 12].into_iter().fold(cr3, |table, shift| {
-            let entry = self.vm.xp((table & FRAME) + (gva >> shift & 0x1ff) * 8);
-            assert_eq!(entry & 1, 1, "{gva:#x} is not mapped by {cr3:#x}");
-            entry
-        });
-        (table & FRAME) + (gva & 0xfff)
-    }
 }
 
 impl Drop for Guest {

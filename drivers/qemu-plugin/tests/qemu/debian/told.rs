@@ -74,7 +74,7 @@ fn what_is_told_of_a_debian_guest_is_what_it_says_itself() {
 
     let lstar: Vec<_> =
         of(Kind::Msr).filter(|event| event.index == 0xc000_0082).map(|event| event.b).collect();
-    assert_eq!(lstar, [guest.said("entry_SYSCALL_64")]);
+    assert_eq!(lstar, [guest.vm.said("entry_SYSCALL_64")]);
 
     // The kernel traces what it writes from early on, all but a few writes in assembly.
     let serial = guest.vm.serial();
@@ -84,17 +84,17 @@ fn what_is_told_of_a_debian_guest_is_what_it_says_itself() {
     assert_eq!(missing, None, "{writes:x?}");
     assert!(writes.len() > 20, "{serial}");
 
-    let (touched, gpa) = (guest.said("probe touches 0x"), guest.said("probe has gpa"));
+    let (touched, gpa) = (guest.vm.said("probe touches 0x"), guest.vm.said("probe has gpa"));
     let faults: Vec<_> =
         of(Kind::Interrupt).filter(|event| event.flags & flag::CR2 != 0 && event.b == touched).collect();
     let [fault] = *faults else { panic!("{faults:x?}") };
     // A write, from user mode, to what is not there.
     assert_eq!((fault.index & 0xff, fault.extra, fault.cpl), (14, 6, 3));
-    assert_eq!(fault.rip, guest.said("probe touches it at"));
+    assert_eq!(fault.rip, guest.vm.said("probe touches it at"));
 
     let last = of(Kind::Cr3).rfind(|event| event.seq < fault.seq).unwrap();
     assert_eq!(last.b, fault.cr3, "{last:x?} {fault:x?}");
-    assert_eq!(guest.walk(fault.cr3, touched), gpa + (touched & 0xfff));
+    assert_eq!(guest.vm.walk(fault.cr3, touched), gpa + (touched & 0xfff));
     let text = guest.vm.pmemsave(gpa, 4096);
     let text = &text[(touched & 0xfff) as usize..][..12];
     assert_eq!(text, b"Vmtree probe");
