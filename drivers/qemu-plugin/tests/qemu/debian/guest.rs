@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use vmtree_agent::Event;
 use vmtree_agent::client::Client;
+use vmtree_agent::{Event, Kind};
 
 use super::vm::{self, Vm};
 use crate::lab::{Socket, at_least, library, soon, wanted, watch};
@@ -16,6 +16,7 @@ const BOOT: Duration = Duration::from_secs(180);
 
 pub struct Guest {
     pub vm: Vm,
+    pub client: Arc<Client>,
     told: Arc<Mutex<Vec<Event>>>,
     over: Arc<AtomicBool>,
     taker: Option<JoinHandle<()>>,
@@ -23,8 +24,10 @@ pub struct Guest {
 
 impl Guest {
     /// One that is watched from its first instruction on; `None`, and a line, where this host can't have it.
-    pub fn start(kinds: &[vmtree_agent::Kind], line: &str, args: &[&str]) -> Option<Self> {
-        let debian = at_least((10, 2)).then(vm::debian)??;
+    pub fn start(kinds: &[Kind], line: &str, args: &[&str]) -> Option<Self> {
+        // Interrupts are told since 10.2.
+        let least = if kinds.contains(&Kind::Interrupt) { (10, 2) } else { (10, 0) };
+        let debian = at_least(least).then(vm::debian)??;
         let (kernel, initrd) = (debian.join("vmlinuz"), debian.join("initrd.gz"));
         let line = format!("console=ttyS0 quiet panic=-1 {line} -- probe");
         let plugin = format!("{},socket=agent", library().display());
@@ -37,17 +40,17 @@ impl Guest {
         thread::spawn(move || reader.read_forever(rest));
         client.watch(&wanted(kinds.iter().map(|kind| watch(*kind, false)))).unwrap();
         let (told, over) = (Arc::<Mutex<Vec<Event>>>::default(), Arc::<AtomicBool>::default());
-        let (into, end) = (told.clone(), over.clone());
+        let (into, end, taking) = (told.clone(), over.clone(), client.clone());
         let taker = thread::spawn(move || {
             while !end.load(Ordering::SeqCst) {
                 // At its end QEMU is killed.
-                let Ok(next) = client.next(Duration::from_millis(50)) else { break };
+                let Ok(next) = taking.next(Duration::from_millis(50)) else { break };
                 into.lock().unwrap().extend(next);
             }
-            client.close();
+            taking.close();
         });
         vm.human("cont");
-        Some(Self { vm, told, over, taker: Some(taker) })
+        Some(Self { vm, client, told, over, taker: Some(taker) })
     }
 
     /// Waits until the guest has said all, stops it, and gives what was told of it until then.

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use vmtree_agent::{Event, Kind, flag};
+use vmtree_agent::client::Failure;
+use vmtree_agent::{Code, Event, Kind, Subject, Way, flag};
 
 use super::guest::Guest;
+use crate::lab::{release, wanted, watch};
 
 /// A delivery: vector, instruction, privilege level, whether by INT, error code, CR2.
 type Delivery = (u64, u64, u64, bool, Option<u64>, Option<u64>);
@@ -65,34 +67,42 @@ fn traced(line: &str) -> Option<(u32, u64)> {
     Some((u32::from_str_radix(index, 16).ok()?, u64::from_str_radix(value.trim(), 16).ok()?))
 }
 
-#[test]
-fn what_is_told_of_a_debian_guest_is_what_it_says_itself() {
-    let kinds = [Kind::Interrupt, Kind::Cr3, Kind::Msr];
-    let Some(mut guest) = Guest::start(&kinds, "trace_event=msr:write_msr", &[]) else { return };
-    let events = guest.told_all();
-    let of = |kind| events.iter().filter(move |event| event.kind == kind);
+fn of(events: &[Event], kind: Kind) -> impl DoubleEndedIterator<Item = &Event> {
+    events.iter().filter(move |event| event.kind == kind)
+}
 
-    let lstar: Vec<_> =
-        of(Kind::Msr).filter(|event| event.index == 0xc000_0082).map(|event| event.b).collect();
+/// LSTAR, and what the kernel traces of the MSRs that it writes: all from early on, but for a few writes in assembly.
+fn compare_msrs(guest: &Guest, events: &[Event]) {
+    let lstar = of(events, Kind::Msr).filter(|event| event.index == 0xc000_0082);
+    let lstar: Vec<_> = lstar.map(|event| event.b).collect();
     assert_eq!(lstar, [guest.vm.said("entry_SYSCALL_64")]);
-
-    // The kernel traces what it writes from early on, all but a few writes in assembly.
     let serial = guest.vm.serial();
     let writes: Vec<_> = serial.lines().filter_map(traced).collect();
-    let mut told = of(Kind::Msr).map(|event| (event.index, event.b));
+    let mut told = of(events, Kind::Msr).map(|event| (event.index, event.b));
     let missing = writes.iter().find(|write| !told.any(|told| told == **write));
     assert_eq!(missing, None, "{writes:x?}");
     assert!(writes.len() > 20, "{serial}");
+}
+
+const TRACE: &str = "trace_event=msr:write_msr";
+
+#[test]
+fn what_is_told_of_a_debian_guest_is_what_it_says_itself() {
+    let kinds = [Kind::Interrupt, Kind::Cr3, Kind::Msr];
+    let Some(mut guest) = Guest::start(&kinds, TRACE, &[]) else { return };
+    let events = guest.told_all();
+    compare_msrs(&guest, &events);
 
     let (touched, gpa) = (guest.vm.said("probe touches 0x"), guest.vm.said("probe has gpa"));
-    let faults: Vec<_> =
-        of(Kind::Interrupt).filter(|event| event.flags & flag::CR2 != 0 && event.b == touched).collect();
+    let faults: Vec<_> = of(&events, Kind::Interrupt)
+        .filter(|event| event.flags & flag::CR2 != 0 && event.b == touched)
+        .collect();
     let [fault] = *faults else { panic!("{faults:x?}") };
     // A write, from user mode, to what is not there.
     assert_eq!((fault.index & 0xff, fault.extra, fault.cpl), (14, 6, 3));
     assert_eq!(fault.rip, guest.vm.said("probe touches it at"));
 
-    let last = of(Kind::Cr3).rfind(|event| event.seq < fault.seq).unwrap();
+    let last = of(&events, Kind::Cr3).rfind(|event| event.seq < fault.seq).unwrap();
     assert_eq!(last.b, fault.cr3, "{last:x?} {fault:x?}");
     assert_eq!(guest.vm.walk(fault.cr3, touched), gpa + (touched & 0xfff));
     let text = guest.vm.pmemsave(gpa, 4096);
@@ -118,4 +128,32 @@ fn cr3_in_user_mode(guest: &mut Guest) -> u64 {
         }
     }
     panic!("the process does not run");
+}
+
+#[test]
+fn a_qemu_that_tells_no_interrupts_says_so_and_tells_the_rest() {
+    if !((10, 0)..(10, 2)).contains(&release()) {
+        eprintln!(
+            "SKIPPED a_qemu_that_tells_no_interrupts_says_so_and_tells_the_rest: it takes QEMU 10.0 or 10.1"
+        );
+        return;
+    }
+    let Some(mut guest) = Guest::start(&[Kind::Cr3, Kind::Msr], TRACE, &[]) else { return };
+    let events = guest.told_all();
+    compare_msrs(&guest, &events);
+    let cr3 = cr3_in_user_mode(&mut guest);
+    assert!(of(&events, Kind::Cr3).any(|event| event.b == cr3), "{cr3:#x}");
+    let (touched, gpa) = (guest.vm.said("probe touches 0x"), guest.vm.said("probe has gpa"));
+    assert_eq!(guest.vm.walk(cr3, touched), gpa + (touched & 0xfff));
+
+    let why = "does not tell of interrupts; it does from QEMU 10.2 on";
+    let offers = &guest.client.hello().offers;
+    let offer = offers
+        .iter()
+        .find(|offer| offer.kind == Kind::Interrupt && offer.subject == Subject::Seen(Way::Once));
+    assert!(offer.unwrap().missing.as_ref().unwrap().contains(why));
+    let Err(Failure::Refused(refusal)) = guest.client.watch(&wanted([watch(Kind::Interrupt, false)])) else {
+        panic!()
+    };
+    assert!(refusal.code == Code::Unsupported && refusal.why.contains(why), "{refusal:?}");
 }
