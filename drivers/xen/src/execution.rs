@@ -74,7 +74,6 @@ impl Execution for Vm {
     }
 
     fn step(&self, vcpu: VcpuId, count: u64, cancel: &Cancel) -> Result<u64> {
-        let _ = (vcpu, count, cancel);
-        Err(Error::new(ErrorKind::Unsupported, "step", "steps by Xen's monitor are not taken yet"))
+        crate::step::step(&self.0, vcpu, count, cancel)
     }
 }

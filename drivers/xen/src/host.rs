@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use vmtree_api::{Check, Driver, Host, Listed, Missing, Result, Source};
+use vmtree_api::{Check, Driver, Error, ErrorKind, Host, Listed, Missing, Result, Source};
 
 use crate::driver::{BUDGET, Opening, open_domain};
 use crate::error::refused;
@@ -28,7 +28,7 @@ fn unreached() -> &'static str {
 }
 
 /// Opens the domain that `source` names: `xen:NAME` or `xen:domid=3`, with `mapped=SIZE`, how much of its memory is kept
-/// mapped at most.
+/// mapped at most, and `ring=take`, for a domain whose event ring a dead process has.
 ///
 /// # Errors
 /// [`vmtree_api::ErrorKind::Invalid`] for a target or option that makes no sense, `NotFound` if there is no such domain, and
@@ -36,14 +36,24 @@ fn unreached() -> &'static str {
 pub fn open(mut source: Source, host: Arc<dyn Host>) -> Result<Box<dyn Driver>> {
     let target = Target::parse(&source.target)?;
     let budget = source.take_size("mapped", BUDGET)?;
-    source.finish(&["mapped"])?;
+    let take_ring = match source.take("ring").as_deref() {
+        None => false,
+        Some("take") => true,
+        Some(other) => {
+            let why = format!(
+                "ring={other}: there is ring=take only, which takes the domain's event ring from whoever has it"
+            );
+            return Err(Error::new(ErrorKind::Invalid, "read SOURCE", why));
+        }
+    };
+    source.finish(&["mapped", "ring"])?;
     let domains = named()?;
     let domid = target.pick(&domains)?;
     let name = domains.into_iter().find(|(number, _)| *number == domid).and_then(|(_, name)| name);
     let frames = sys::frames(domid).map_err(|error| refused(OP, unreached(), error))?;
     let version = sys::version().ok();
     let open = Box::new(move || sys::open(domid));
-    open_domain(Opening { domid, name, version, budget, frames, open }, host)
+    open_domain(Opening { domid, name, version, budget, take_ring, frames, open }, host)
 }
 
 /// The domains of this host but dom0, as far as Xen tells.
@@ -142,11 +152,13 @@ fn device(path: &Path, cure: &str) -> std::result::Result<String, Missing> {
     Err(Missing::new(format!("{} is not there", path.display())).cure(cure))
 }
 
-/// Undoes what the driver of a daemon that was killed noted of the domain of `source`.
+/// Undoes what the driver of a daemon that was killed noted of a domain.
 ///
 /// # Errors
 /// The domain is there and could not be told.
-pub fn recover(source: &str, note: &str) -> Result<()> {
-    let _ = (source, note);
-    Ok(())
+pub fn recover(_source: &str, note: &str) -> Result<()> {
+    // By its number: its name may be another domain's by now.
+    let Some(domid) = crate::recover::domid(note) else { return Ok(()) };
+    let mut xen = sys::open(domid).map_err(|error| refused("recover", unreached(), error))?;
+    crate::recover::undo(&mut *xen, note)
 }

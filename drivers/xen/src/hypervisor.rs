@@ -46,8 +46,8 @@ pub trait Domain {
     fn unpause_vcpu(&self, vcpu: u32) -> Result<()>;
     /// Whether a vCPU stops behind each instruction.
     fn single_step(&self, vcpu: u32, on: bool) -> Result<()>;
-    /// For how long a vCPU has run, in nanoseconds: it grows whenever the vCPU gets on.
-    fn ran(&self, vcpu: u32) -> Result<u64>;
+    /// For how long a vCPU has run, in nanoseconds: it grows whenever the vCPU gets on. `None` where it is halted.
+    fn ran(&self, vcpu: u32) -> Result<Option<u64>>;
 }
 
 /// What is injected by a vCPU's next entry.

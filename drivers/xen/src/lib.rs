@@ -8,10 +8,14 @@ mod execution;
 #[cfg(test)]
 mod fake;
 pub mod hypervisor;
+mod injection;
 mod memory;
 mod owner;
+pub mod recover;
 pub mod registers;
 mod source;
+mod step;
+mod views;
 mod world;
 
 #[cfg(feature = "libxen")]

@@ -65,6 +65,11 @@ impl Owner {
         Ok(())
     }
 
+    /// There is room for more events.
+    pub fn wake(&self) {
+        self.bell.ring();
+    }
+
     /// Has a job done, and waits for it.
     ///
     /// # Errors
@@ -118,8 +123,10 @@ fn serve(world: &mut World, jobs: &Receiver<Job>) {
                 Err(TryRecvError::Disconnected) => return,
             }
         }
+        world.take_events();
         if looked.elapsed() >= LOOK {
             world.look();
+            world.settle_ring();
             looked = Instant::now();
         }
         if let Err(error) = world.xen.wait(LOOK) {

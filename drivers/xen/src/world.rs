@@ -8,8 +8,10 @@ use vmtree_api::undo::Undo;
 use vmtree_api::{ErrorKind, Host, Result, VcpuId};
 
 use crate::error::{self, is, number, refused};
+use crate::events::engine::Engine;
 use crate::hypervisor::{DomainInfo, Hypervisor};
 use crate::memory::DomainMemory;
+use crate::views::book::ViewBook;
 
 /// What other threads look at.
 pub struct Shared {
@@ -37,6 +39,10 @@ pub struct World {
     pub epoch: u64,
     /// vCPUs that are paused each by itself.
     pub still: Vec<u32>,
+    /// Events.
+    pub events: Engine,
+    /// Views and rights.
+    pub views: ViewBook,
     /// What other threads look at.
     pub shared: Arc<Shared>,
 }
@@ -47,6 +53,14 @@ pub mod note {
     pub const PAUSED: &str = "paused";
     /// vCPUs that are paused each by itself.
     pub const STILL: &str = "still";
+    /// The ring is ours.
+    pub const RING: &str = "ring";
+    /// Alternate views are on by us.
+    pub const VIEWS: &str = "views";
+    /// Pages that we added.
+    pub const PAGES: &str = "pages";
+    /// Frames whose rights we took, of a domain without alternate views.
+    pub const RIGHTS: &str = "rights";
 }
 
 impl World {
@@ -59,7 +73,20 @@ impl World {
         let info = xen.info().map_err(|error| refused(OP, "Xen does not tell of the domain", error))?;
         let info = info.filter(|info| !info.dying).ok_or_else(|| error::gone(OP))?;
         let (pauses, held_pauses, epoch, still) = (0, 0, 0, Vec::new());
-        Ok(Self { xen, info, undo, pauses, held_pauses, epoch, still, shared })
+        let events = Engine::new(Arc::default());
+        let mut views = ViewBook::new(info.vcpus);
+        let on = xen.views();
+        views.can = on.is_ok() && xen.rights().is_ok();
+        views.found = on.is_ok_and(|on| on);
+        Ok(Self { xen, info, undo, pauses, held_pauses, epoch, still, events, views, shared })
+    }
+
+    /// Notes what would have to be undone in this domain if we were killed.
+    ///
+    /// # Errors
+    /// It must not be done.
+    pub fn note(&self, what: &'static str, how: &str) -> Result<()> {
+        self.undo.note(what, &format!("{} {how}", self.info.domid))
     }
 
     /// Whether the domain is gone.
@@ -79,6 +106,7 @@ impl World {
                 self.info = info;
                 if moved {
                     self.look_for_memory();
+                    self.restore_views();
                 }
             }
             Ok(_) => self.end("the domain was destroyed"),
@@ -99,6 +127,7 @@ impl World {
         self.shared.ended.store(true, Ordering::Release);
         // Xen keeps the pages of a dead domain for as long as somebody has them mapped.
         self.shared.memory.end();
+        self.events.end();
         self.shared.host.ended(why);
     }
 
@@ -126,7 +155,7 @@ impl World {
     /// # Errors
     /// The domain runs on.
     pub fn pause(&mut self, op: &'static str) -> Result<()> {
-        self.undo.note(note::PAUSED, &(self.pauses + 1).to_string())?;
+        self.note(note::PAUSED, &(self.pauses + 1).to_string())?;
         if let Err(error) = self.xen.pause() {
             self.note_pauses();
             return Err(self.refused(op, "Xen does not pause the domain", error));
@@ -160,7 +189,7 @@ impl World {
     fn note_pauses(&self) {
         if self.pauses == 0 {
             self.undo.done(note::PAUSED);
-        } else if let Err(error) = self.undo.note(note::PAUSED, &self.pauses.to_string()) {
+        } else if let Err(error) = self.note(note::PAUSED, &self.pauses.to_string()) {
             log::warn!("{error}");
         }
     }
@@ -185,7 +214,7 @@ impl World {
     pub fn still_others(&mut self, op: &'static str, vcpu: u32) -> Result<()> {
         let others: Vec<u32> = (0..self.info.vcpus).filter(|other| *other != vcpu).collect();
         let all: Vec<String> = others.iter().map(u32::to_string).collect();
-        self.undo.note(note::STILL, &all.join(" "))?;
+        self.note(note::STILL, &all.join(" "))?;
         for other in others {
             if let Err(error) = self.xen.pause_vcpu(other) {
                 self.loose_others(op);
@@ -212,6 +241,8 @@ impl World {
         if self.is_gone() {
             return;
         }
+        self.close_events();
+        self.close_views();
         if !self.still.is_empty() && self.pause(OP).is_ok() {
             self.loose_others(OP);
         }

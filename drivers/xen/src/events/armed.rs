@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use vmtree_api::events::{Detail, Event, EventKind, Move, Wanted, Way, Watch};
+use vmtree_api::events::{Detail, Event, EventKind, Move, Wanted, Watch, Way};
 use vmtree_api::views::Rule;
 use vmtree_api::{Access, Gpa};
 
@@ -61,7 +61,11 @@ impl Armed {
     #[must_use]
     pub fn holds_writes(&self) -> bool {
         let holds = |watch: &&Watch| watch.hold;
-        self.wanted.watches.iter().filter(holds).any(|watch| control(watch).is_some() || watch.kind == EventKind::Msr)
+        self.wanted
+            .watches
+            .iter()
+            .filter(holds)
+            .any(|watch| control(watch).is_some() || watch.kind == EventKind::Msr)
     }
 
     /// What Xen is to be told to raise.
@@ -79,7 +83,7 @@ impl Armed {
                     all.insert(Intercept::Control { index, wait: waits });
                 }
                 (_, EventKind::Msr) => {
-                    let all_watched = watch.index.is_none().then_some(WATCHED).unwrap_or_default();
+                    let all_watched = if watch.index.is_none() { WATCHED } else { &[] };
                     all.extend(watch.index.iter().chain(all_watched).map(|index| Intercept::Msr(*index)));
                 }
                 (_, EventKind::Breakpoint) => drop(all.insert(Intercept::Breakpoint)),
@@ -135,7 +139,7 @@ fn matches(watch: &Watch, event: &Event) -> bool {
     // Without an index MSRs are the default set; what else is armed is so for somebody else.
     let default = event.kind != EventKind::Msr || index.is_some_and(|index| WATCHED.contains(&index));
     watch.kind == event.kind
-        && watch.way.is_none_or(|way| way == event.detail.way())
+        && watch.way.is_none_or(|way| way == event.way())
         && watch.vcpu.is_none_or(|vcpu| vcpu == event.vcpu)
         && watch.index.map_or(default, |wanted| Some(wanted) == index)
 }

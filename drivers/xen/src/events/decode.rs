@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     fn of(cause: Cause) -> Option<Event> {
-        let request = Request { flags: 1, vcpu: 2, view: 0, cause, rip: 0x5123, cr3: 0x1000 };
+        let request = Request { flags: 1, vcpu: 2, view: 0, cause, rip: 0x5123, cr3: 0x1000, user: false };
         let general = General { gpr: [0x1122_3344_5566_7788; 16], rflags: 2, rip: 0x5123 };
         event(&request, &general, ViewId(3), Access::READ.union(Access::EXECUTE))
     }

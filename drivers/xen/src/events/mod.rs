@@ -1,3 +1,13 @@
 //! Events, by the ring of Xen's monitor.
 
+mod answer;
+mod arm;
+mod armed;
+mod code;
+mod decode;
+pub mod engine;
+pub mod offers;
+pub mod queue;
+pub mod source;
+pub mod table;
 pub mod wire;

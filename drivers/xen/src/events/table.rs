@@ -16,7 +16,7 @@ use vmtree_api::x86::Reg;
 use vmtree_api::{Error, ErrorKind, RegId, RegValue, Result, ViewId};
 
 use super::decode::low;
-use super::wire::{Cause, control};
+use super::wire::{Cause, control, reason};
 
 const OP: &str = "answer";
 
@@ -89,6 +89,8 @@ pub struct Facts {
     pub writes: bool,
     /// Whether a denied access would fetch.
     pub fetches: bool,
+    /// Whether the vCPU is in ring 3.
+    pub user: bool,
     /// The view that the vCPU runs on.
     pub view: ViewId,
 }
@@ -105,6 +107,35 @@ fn lacks<T>(why: impl Into<String>) -> Result<T> {
 #[must_use]
 pub fn is_past(cause: &Cause) -> bool {
     matches!(cause, Cause::Control { .. } | Cause::Msr { .. } | Cause::GuestRequest)
+}
+
+/// The reason that Xen takes an answer for.
+#[must_use]
+pub fn reason(cause: &Cause) -> u32 {
+    match cause {
+        Cause::Access { .. } => reason::MEM_ACCESS,
+        Cause::Control { .. } => reason::WRITE_CTRLREG,
+        Cause::Msr { .. } => reason::MOV_TO_MSR,
+        Cause::Breakpoint { .. } => reason::SOFTWARE_BREAKPOINT,
+        Cause::Step => reason::SINGLESTEP,
+        Cause::GuestRequest => reason::GUEST_REQUEST,
+        Cause::Cpuid { .. } => reason::CPUID,
+        Cause::Descriptor { .. } => reason::DESCRIPTOR_ACCESS,
+        Cause::Unemulated => reason::EMUL_UNIMPLEMENTED,
+        Cause::Io { .. } => reason::IO_INSTRUCTION,
+    }
+}
+
+/// What a write that waits for its answer is of: `cr3`, or the index of an MSR. XCR0 never waits.
+#[must_use]
+pub fn name(cause: &Cause) -> Option<String> {
+    match cause {
+        Cause::Control { index: control::CR0, .. } => Some("cr0".to_owned()),
+        Cause::Control { index: control::CR3, .. } => Some("cr3".to_owned()),
+        Cause::Control { index: control::CR4, .. } => Some("cr4".to_owned()),
+        Cause::Msr { index, .. } => Some(format!("{index:#x}")),
+        _ => None,
+    }
 }
 
 /// What a verdict comes to.
@@ -125,7 +156,9 @@ pub fn plan(cause: &Cause, verdict: &Verdict, facts: Facts) -> Result<Plan> {
             Ok(plan)
         }
         Verdict::Deny => deny(cause, facts),
-        Verdict::Value(_) if facts.moved => refuse("RIP was set meanwhile: what takes a value does not take place"),
+        Verdict::Value(_) if facts.moved => {
+            refuse("RIP was set meanwhile: what takes a value does not take place")
+        }
         Verdict::Value(value) => replaced(cause, *value),
         Verdict::Step(view) => Ok(step(cause, view.filter(|view| *view != facts.view), facts)),
         Verdict::View(view) => {
@@ -176,10 +209,9 @@ fn deny(cause: &Cause, facts: Facts) -> Result<Plan> {
         _ if facts.moved => Act::Again,
         Cause::Breakpoint { .. } | Cause::Descriptor { .. } | Cause::Io { input: false, .. } => Act::Past,
         Cause::Io { .. } => return refuse("a read of a port can't be denied: give the value instead"),
-        Cause::Access { gla, flags, .. } if !facts.writes => {
-            let user = 0;
-            let error = 1 | user | if facts.fetches { 1 << 4 } else { 0 };
-            let _ = flags;
+        Cause::Access { gla, .. } if !facts.writes => {
+            // Present, and the right that is missing (Intel SDM volume 3A, 4.7).
+            let error = 1 | u32::from(facts.user) << 2 | u32::from(facts.fetches) << 4;
             let fault = Inject::PageFault { address: vmtree_api::Gva(*gla), error };
             return Ok(Plan { inject: Some(fault), ..Plan::new(Act::Again) });
         }
@@ -219,7 +251,9 @@ fn replaced(cause: &Cause, value: u128) -> Result<Plan> {
                 fits(value, *bytes as usize)?;
             }
             if !input {
-                return lacks("Xen's emulator writes to a port what RAX has: deny it, or set rax and write anew");
+                return lacks(
+                    "Xen's emulator writes to a port what RAX has: deny it, or set rax and write anew",
+                );
             }
             Ok(Plan { result: Some(value), ..Plan::new(Act::Past) })
         }

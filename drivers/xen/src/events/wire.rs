@@ -1,5 +1,8 @@
 //! Requests and responses of Xen's ring (public/vm_event.h, interface version 7), byte by byte.
 
+use vmtree_api::x86::PagingMode;
+use vmtree_api::x86::bits::EFER_LMA;
+
 /// The bytes of a request, and of a response.
 pub const SLOT: usize = 400;
 
@@ -84,6 +87,37 @@ pub struct Request {
     pub rip: u64,
     /// CR3 then.
     pub cr3: u64,
+    /// In ring 3.
+    pub user: bool,
+}
+
+/// How the vCPU translated and read code at a request.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Mode {
+    /// What decides how addresses are translated.
+    pub paging: PagingMode,
+    /// The bits of its code segment: 16, 32 or 64.
+    pub bits: u32,
+    /// The base of its code segment.
+    pub base: u64,
+}
+
+impl Mode {
+    /// That of a request.
+    #[must_use]
+    pub fn of(slot: &Slot) -> Self {
+        let (cr0, cr4, efer) = (word(slot, CR0), word(slot, CR4), word(slot, EFER));
+        let paging = PagingMode { cr0, cr3: word(slot, CR3), cr4, efer };
+        // The rights are the upper 12 bits: bit 9 is L, bit 10 D.
+        let rights = half(slot, CS) >> 20;
+        let bits = match (efer & EFER_LMA != 0 && rights & 1 << 9 != 0, rights & 1 << 10 != 0) {
+            (true, _) => 64,
+            (false, true) => 32,
+            (false, false) => 16,
+        };
+        let base = if bits == 64 { 0 } else { u64::from(half(slot, CS_BASE)) };
+        Self { paging, bits, base }
+    }
 }
 
 /// Where things lie.
@@ -94,7 +128,13 @@ const VIEW: usize = 16;
 const UNION: usize = 24;
 const DATA: usize = 56;
 const RIP: usize = 208;
+const CR0: usize = 216;
 const CR3: usize = 232;
+const CR4: usize = 240;
+const EFER: usize = 272;
+const CS_BASE: usize = 320;
+const CS: usize = 352;
+const CS_SELECTOR: usize = 386;
 /// RAX to RDI and R8 to R15 in Xen's order, RFLAGS, and RIP behind DR6 and DR7.
 const REGISTERS: usize = DATA;
 const RFLAGS: usize = 184;
@@ -141,7 +181,8 @@ impl Request {
         let unreadable = Unreadable { vcpu, flags, version, reason };
         let cause = cause(slot, reason).filter(|_| version == VERSION).ok_or(unreadable)?;
         let view = if flags & flag::ALTERNATE_P2M == 0 { 0 } else { half(slot, VIEW) as u16 };
-        Ok(Self { flags, vcpu, view, cause, rip: word(slot, RIP), cr3: word(slot, CR3) })
+        let user = half(slot, CS_SELECTOR) & 3 == 3;
+        Ok(Self { flags, vcpu, view, cause, rip: word(slot, RIP), cr3: word(slot, CR3), user })
     }
 
     /// Whether its vCPU waits.

@@ -15,6 +15,7 @@ use vmtree_api::{
 };
 
 use crate::error::{is, number};
+use crate::events::table;
 use crate::owner::Owner;
 use crate::world::World;
 use records::{Records, kind};
@@ -71,14 +72,32 @@ impl World {
         if records.get(kind::CPU, vcpu).is_none() {
             return Err(off(READ, vcpu));
         }
-        Ok(convert::all(&records, vcpu))
+        let mut regs = convert::all(&records, vcpu);
+        // Xen may have taken RIP past the instruction that a held vCPU is about to do.
+        if let Some(parked) = self.events.held.get(&vcpu)
+            && table::is_past(&parked.request.cause)
+            && !parked.moved
+        {
+            regs.rip = parked.request.rip;
+        }
+        Ok(regs)
+    }
+
+    /// Sets registers of a vCPU for its user; where it is held, that counts for the answer.
+    fn write_registers(&mut self, vcpu: u32, changes: &[(RegId, RegValue)]) -> Result<()> {
+        self.put_registers(WRITE, vcpu, changes)?;
+        if let Some(parked) = self.events.held.get_mut(&vcpu) {
+            parked.dirty |= !changes.is_empty();
+            parked.moved |= changes.iter().any(|(id, _)| *id == Reg::Rip.id());
+        }
+        Ok(())
     }
 
     /// Sets registers of a vCPU: all or none.
     ///
     /// # Errors
     /// As [`Registers::write`].
-    pub fn write_registers(
+    pub fn put_registers(
         &mut self,
         op: &'static str,
         vcpu: u32,
@@ -185,7 +204,7 @@ impl Registers for Access {
         let changes = changes.to_vec();
         self.owner.ask(WRITE, move |world| {
             let vcpu = world.vcpu(WRITE, vcpu)?;
-            world.write_registers(WRITE, vcpu, &changes)
+            world.write_registers(vcpu, &changes)
         })
     }
 

@@ -84,11 +84,12 @@ impl Domain for Xen {
         done(unsafe { c::xc_domain_debug_control(self.handle.raw(), self.domid, op, vcpu) }).map(drop)
     }
 
-    fn ran(&self, vcpu: u32) -> Result<u64> {
+    fn ran(&self, vcpu: u32) -> Result<Option<u64>> {
         // SAFETY: the structure is plain numbers.
         let mut info: c::xc_vcpuinfo_t = unsafe { zeroed() };
         let at = &raw mut info;
         // SAFETY: the structure has room.
-        done(unsafe { c::xc_vcpu_getinfo(self.handle.raw(), self.domid, vcpu, at) }).map(|_| info.cpu_time)
+        done(unsafe { c::xc_vcpu_getinfo(self.handle.raw(), self.domid, vcpu, at) })
+            .map(|_| (info.blocked == 0).then_some(info.cpu_time))
     }
 }

@@ -1,0 +1,311 @@
+//! Answers: what the table says, carried out.
+
+use std::time::Instant;
+
+use vmtree_api::events::{Inject, Verdict};
+use vmtree_api::{Access, Error, ErrorKind, PAGE_SIZE, Result};
+
+use super::code;
+use super::decode::{merged, violated};
+use super::engine::{Answered, Away, Parked};
+use super::table::{self, Act, Facts, Plan, Stage};
+use super::wire::{Cause, General, Response, flag, reason};
+use crate::error::{is, number};
+use crate::hypervisor::Trap;
+use crate::injection;
+use crate::registers::convert;
+use crate::views::rules::ALL;
+use crate::world::World;
+
+const OP: &str = "answer";
+/// The type of int3 (X86_ET_SW_EXC).
+const SOFTWARE: u8 = 6;
+
+impl World {
+    /// Lets a held vCPU go with this verdict.
+    ///
+    /// # Errors
+    /// As [`vmtree_api::events::Held::answer`]; the vCPU is then held as before.
+    pub fn answer(&mut self, vcpu: u32, serial: u64, verdict: &Verdict) -> Result<()> {
+        let parked = self.events.held.get(&vcpu).filter(|parked| parked.serial == serial).cloned();
+        let Some(parked) = parked else {
+            return Err(Error::new(ErrorKind::Stale, OP, "the event is no longer waiting for an answer"));
+        };
+        match self.perform(&parked, verdict) {
+            Err(error) if *verdict == Verdict::Continue && error.kind() != ErrorKind::Gone => {
+                log::error!("a vCPU could not go on as it should: {error}");
+                let response = Response { flags: flag::VCPU_PAUSED, vcpu, ..Response::default() };
+                self.events.held.remove(&vcpu);
+                self.respond(response);
+            }
+            other => other?,
+        }
+        self.events.held.remove(&vcpu);
+        self.note_held();
+        self.settle_ring();
+        Ok(())
+    }
+
+    fn facts(&self, parked: &Parked) -> Facts {
+        let flags = if let Cause::Access { flags, .. } = parked.request.cause { flags } else { 0 };
+        let allowed = self.views.views.get(&parked.event.view.0);
+        let allowed = match parked.request.cause {
+            Cause::Access { gfn, .. } => allowed.map_or(ALL, |view| view.rights.at(gfn)),
+            _ => ALL,
+        };
+        let rights = [(1, Access::READ), (2, Access::WRITE), (4, Access::EXECUTE)];
+        let allowed = rights
+            .iter()
+            .filter(|(bit, _)| allowed & bit != 0)
+            .fold(Access::NONE, |set, (_, right)| set.union(*right));
+        let access = violated(flags, allowed);
+        Facts {
+            views: self.views.on,
+            moved: parked.moved,
+            writes: access == Access::WRITE,
+            fetches: access == Access::EXECUTE,
+            user: parked.request.user,
+            view: parked.event.view,
+        }
+    }
+
+    /// Carries a verdict out. On failure nothing is answered.
+    ///
+    /// # Errors
+    /// As [`World::answer`].
+    pub fn perform(&mut self, parked: &Parked, verdict: &Verdict) -> Result<()> {
+        let facts = self.facts(parked);
+        let plan = table::plan(&parked.request.cause, verdict, facts)?;
+        self.check(parked, &plan)?;
+        let length = self.length(parked, &plan)?;
+        let vcpu = parked.request.vcpu;
+        let mut dirty = parked.dirty;
+        if !plan.changes.is_empty() {
+            self.put_registers(OP, vcpu, &plan.changes)?;
+            dirty = true;
+        }
+        if let Some((index, value)) = plan.msr {
+            self.write_msr(OP, vcpu, index, value).map_err(|error| match error.kind() {
+                ErrorKind::NotFound => Error::new(ErrorKind::Unsupported, OP, error.why()),
+                _ => error,
+            })?;
+            dirty = true;
+        }
+        if let Some(what) = plan.inject {
+            self.inject_into(OP, vcpu, what)?;
+        }
+        let response = self.response(parked, &plan, length, dirty)?;
+        self.put_memory(parked, &plan);
+        self.remember(parked, &plan, &response);
+        if let Some(view) = plan.view {
+            self.views.set_current(vcpu, view);
+            self.events.away.remove(&vcpu);
+        }
+        self.respond(response);
+        Ok(())
+    }
+
+    /// What must be so before anything is changed.
+    fn check(&self, parked: &Parked, plan: &Plan) -> Result<()> {
+        if let Some(view) = plan.view {
+            self.known(OP, view)?;
+        }
+        if let Act::Step(Stage::On(view)) = plan.act {
+            self.known(OP, view)?;
+        }
+        if let Some(what) = plan.inject {
+            injection::check(what)?;
+        }
+        let Some(value) = plan.memory else { return Ok(()) };
+        let written = self.instruction(parked.event.view, &parked.mode, parked.request.rip);
+        let Some(bytes) = written.as_ref().and_then(code::writes) else {
+            let why = "the instruction reads what it writes, or writes several values: it can be denied, but not replaced";
+            return Err(Error::new(ErrorKind::Unsupported, OP, why));
+        };
+        if bytes < 16 && value >> (8 * bytes) != 0 {
+            let why = format!("{value:#x} does not fit in {bytes} bytes");
+            return Err(Error::new(ErrorKind::OutOfRange, OP, why));
+        }
+        Ok(())
+    }
+
+    /// The length of an instruction that the vCPU is to go on behind.
+    fn length(&self, parked: &Parked, plan: &Plan) -> Result<u64> {
+        if plan.act != Act::Past {
+            return Ok(0);
+        }
+        match parked.request.cause {
+            Cause::Cpuid { length, .. } | Cause::Breakpoint { length, .. } => Ok(u64::from(length)),
+            _ => self
+                .instruction(parked.event.view, &parked.mode, parked.request.rip)
+                .map(|instruction| instruction.len() as u64)
+                .ok_or_else(|| {
+                    Error::new(
+                        ErrorKind::Unsupported,
+                        OP,
+                        "the instruction can't be read, so it can't be skipped",
+                    )
+                }),
+        }
+    }
+
+    fn response(&mut self, parked: &Parked, plan: &Plan, length: u64, dirty: bool) -> Result<Response> {
+        let (vcpu, cause) = (parked.request.vcpu, parked.request.cause);
+        let mut response =
+            Response { flags: flag::VCPU_PAUSED, vcpu, reason: table::reason(&cause), ..Response::default() };
+        response.view = plan.view.map(|view| self.views.xen(view));
+        if let Cause::Access { gfn, flags, .. } = cause {
+            response.access = Some((gfn, flags));
+        }
+        if let Cause::Control { index, .. } = cause {
+            response.control = Some(index);
+        }
+        match plan.act {
+            Act::Done | Act::Again => {}
+            Act::Drop => response.flags |= flag::DENY,
+            Act::Past => {
+                let mut general = self.general(parked, dirty)?;
+                general.rip = parked.request.rip.wrapping_add(length);
+                if let Some(result) = plan.result {
+                    put_result(&mut general, &cause, result);
+                }
+                response.registers = Some(general);
+            }
+            Act::Deliver => self.deliver(parked)?,
+            Act::Emulate | Act::EmulateDry | Act::EmulateWith(_) => {
+                response.flags |= flag::EMULATE;
+                if plan.act == Act::EmulateDry {
+                    response.flags |= flag::EMULATE_NOWRITE;
+                }
+                if let Act::EmulateWith(data) = plan.act {
+                    response.data = Some(data);
+                }
+                if let Cause::Io { .. } = cause {
+                    // Xen's emulator does what is at RIP, whatever it is, but is not asked for IN and OUT by their own reason.
+                    response.reason = reason::DESCRIPTOR_ACCESS;
+                }
+            }
+            Act::Step(stage) => self.step_on(parked, stage, &mut response)?,
+        }
+        // What Xen has gone past is to fault at the instruction itself.
+        let faults = matches!(plan.inject, Some(Inject::PageFault { .. } | Inject::Exception { .. }));
+        if faults && table::is_past(&cause) && !parked.moved {
+            let mut general = self.general(parked, true)?;
+            general.rip = parked.request.rip;
+            response.registers = Some(general);
+        }
+        Ok(response)
+    }
+
+    /// The general registers that the vCPU has now.
+    fn general(&mut self, parked: &Parked, dirty: bool) -> Result<General> {
+        if !dirty {
+            return Ok(parked.general);
+        }
+        let vcpu = parked.request.vcpu;
+        let regs = convert::all(&self.cpu_record(OP, vcpu)?, vcpu);
+        Ok(General { gpr: regs.gpr, rflags: regs.rflags, rip: regs.rip })
+    }
+
+    /// int3, as it would have come.
+    fn deliver(&mut self, parked: &Parked) -> Result<()> {
+        let Cause::Breakpoint { kind, length, .. } = parked.request.cause else { return Ok(()) };
+        let kind = if kind == 0 { SOFTWARE } else { kind };
+        let trap = Trap { vector: 3, kind, error: None, length: length as u8, cr2: 0 };
+        match self.xen.inject(parked.request.vcpu, trap) {
+            // What was injected comes first; then the instruction is tried again.
+            Err(error) if is(&error, number::EBUSY) => Ok(()),
+            Err(error) => Err(self.refused(OP, "Xen does not deliver the breakpoint", error)),
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// One instruction on another of Xen's views, then back.
+    fn step_on(&mut self, parked: &Parked, stage: Stage, response: &mut Response) -> Result<()> {
+        let vcpu = parked.request.vcpu;
+        let to = match stage {
+            Stage::Open => self.views.opened(parked.event.view),
+            Stage::On(view) => self.views.xen(view),
+        };
+        if !self.views.on {
+            return self.lift(parked, response);
+        }
+        let home = parked.event.view;
+        let back = self.views.pending.remove(&vcpu).unwrap_or_else(|| self.views.xen(home));
+        response.view = Some(to);
+        response.access = None;
+        // Who steps for somebody else as well is put back by the answer to that step.
+        let told = self.events.stepped.contains(&vcpu);
+        response.back = (!told).then_some(back);
+        if to != back {
+            self.events.away.insert(vcpu, Away { at: to, home, told });
+        }
+        Ok(())
+    }
+
+    /// Puts a value where the guest would have written another one.
+    fn put_memory(&self, parked: &Parked, plan: &Plan) {
+        let (Some(value), Cause::Access { gfn, offset, .. }) = (plan.memory, parked.request.cause) else {
+            return;
+        };
+        let written = self.instruction(parked.event.view, &parked.mode, parked.request.rip);
+        let bytes = written.as_ref().and_then(code::writes).unwrap_or(0).min(16);
+        let at = self.views.frame(parked.event.view, gfn) * PAGE_SIZE + offset % PAGE_SIZE;
+        let value = value.to_le_bytes();
+        if let Err(error) = self.shared.memory.mappings().write(at, value.get(..bytes).unwrap_or_default()) {
+            log::error!("the value could not be put into memory: {error}");
+        }
+    }
+
+    /// Keeps in mind what Xen has yet to do.
+    fn remember(&mut self, parked: &Parked, plan: &Plan, response: &Response) {
+        let (vcpu, cause) = (parked.request.vcpu, parked.request.cause);
+        let write = (plan.act == Act::Done && table::name(&cause).is_some()).then_some(cause);
+        let write = write.filter(|_| self.events.holds_writes);
+        let answered = Answered { at: Instant::now(), registers: response.registers, write };
+        self.events.answered.insert(vcpu, answered);
+        if response.flags & flag::EMULATE != 0 {
+            self.events.emulated.insert(vcpu, (cause, parked.event.view));
+        }
+    }
+
+    /// What the emulator can't do is done by the vCPU itself.
+    pub fn unemulated(&mut self, request: &super::wire::Request) {
+        let vcpu = request.vcpu;
+        let known = self.events.emulated.remove(&vcpu);
+        let mut response = Response { flags: flag::VCPU_PAUSED, vcpu, ..Response::default() };
+        match known {
+            Some((Cause::Access { gfn, .. }, _)) if !self.views.on => {
+                if let Err(error) = self.lift_frame(vcpu, gfn, &mut response) {
+                    log::error!("{error}");
+                }
+            }
+            Some((Cause::Access { .. }, view)) => {
+                response.view = Some(self.views.opened(view));
+                response.back = Some(self.views.xen(view));
+            }
+            _ => log::error!("Xen's emulator can't do the instruction at {:#x} of vCPU {vcpu}", request.rip),
+        }
+        self.respond(response);
+    }
+
+    fn lift(&mut self, parked: &Parked, response: &mut Response) -> Result<()> {
+        match parked.request.cause {
+            Cause::Access { gfn, .. } => self.lift_frame(parked.request.vcpu, gfn, response),
+            // Without other views one instruction on another one is one instruction.
+            _ => Ok(()),
+        }
+    }
+}
+
+fn put_result(general: &mut General, cause: &Cause, result: u128) {
+    let [rax, rcx, rdx, rbx, ..] = &mut general.gpr;
+    match cause {
+        Cause::Cpuid { .. } => {
+            let part = |n: u32| u64::from((result >> (32 * n)) as u32);
+            (*rax, *rbx, *rcx, *rdx) = (part(0), part(1), part(2), part(3));
+        }
+        Cause::Io { bytes, .. } => *rax = merged(*rax, *bytes, result as u64),
+        _ => {}
+    }
+}

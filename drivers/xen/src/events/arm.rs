@@ -1,0 +1,384 @@
+//! Arming: the ring, what Xen is told to raise, and which vCPUs stop behind each instruction.
+
+use std::collections::BTreeSet;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use vmtree_api::events::{EventKind, Wanted, Watch, Way};
+use vmtree_api::x86::Reg;
+use vmtree_api::{Error, ErrorKind, RegValue, Result};
+
+use super::armed::Armed;
+use super::engine::{Answered, Lift};
+use super::wire::{Cause, Response, control};
+use crate::error::{is, number};
+use crate::hypervisor::Intercept;
+use crate::views::rules::ALL;
+use crate::world::{World, note};
+
+const OP: &str = "watch";
+
+/// How long a vCPU that was answered may take to go on before the ring is given back.
+const PATIENCE: Duration = Duration::from_millis(200);
+/// How long one instruction may take for which a frame's rights are lifted.
+const LIFTED: Duration = Duration::from_millis(200);
+
+/// What a ring that is taken means, and what to do.
+fn taken() -> String {
+    "the domain's event ring is taken: by another monitor, or by one that died, which Xen does not notice; end the other \
+     one, or, if none runs, take its ring from it: xen:NAME,ring=take"
+        .to_owned()
+}
+
+impl World {
+    /// Replaces all that is wanted; on failure it is as before.
+    ///
+    /// # Errors
+    /// As [`vmtree_api::events::EventSource::watch`].
+    pub fn watch(&mut self, wanted: &Wanted) -> Result<()> {
+        wanted.watches.iter().try_for_each(|watch| self.check_watch(watch))?;
+        let before = std::mem::replace(&mut self.events.armed, Armed::new(wanted.clone()));
+        if let Err(error) = self.arm() {
+            self.events.armed = before;
+            if let Err(error) = self.arm() {
+                log::error!("what was armed before could not be armed anew: {error}");
+            }
+            return Err(error);
+        }
+        self.settle_ring();
+        Ok(())
+    }
+
+    fn check_watch(&self, watch: &Watch) -> Result<()> {
+        if watch.kind == EventKind::Slat {
+            let why = "slat is watched by rules: its events are of ranges of frames";
+            return Err(Error::new(ErrorKind::Invalid, OP, why));
+        }
+        if let Some(way) = watch.way.filter(|way| !watch.kind.ways().contains(way)) {
+            let why = format!("{} does not happen in the way \"{}\"", watch.kind, way.name());
+            return Err(Error::new(ErrorKind::Unsupported, OP, why));
+        }
+        if watch.kind == EventKind::Msr && watch.way == Some(Way::From) {
+            return Err(Error::new(ErrorKind::Unsupported, OP, "Xen does not tell of reads of MSRs"));
+        }
+        if let Some(index) = watch.index.filter(|_| watch.kind == EventKind::Msr) {
+            let told = matches!(index, 0..=0x1fff | 0x4000_0000..=0x4000_1fff | 0xc000_0000..=0xc000_1fff);
+            if !told {
+                let why = format!(
+                    "Xen can't tell of MSR {index:#x}: only of those up to 0x1fff, and from 0x40000000 and 0xc0000000 on"
+                );
+                return Err(Error::new(ErrorKind::Unsupported, OP, why));
+            }
+        }
+        watch.vcpu.map_or(Ok(0), |vcpu| self.vcpu(OP, vcpu)).map(drop)
+    }
+
+    fn arm(&mut self) -> Result<()> {
+        if !self.events.armed.is_empty() {
+            self.take_ring()?;
+        }
+        if self.events.armed.holds_writes() && !self.events.holds_writes {
+            let held = self.xen.hold_writes();
+            held.map_err(|error| self.refused(OP, "Xen does not let writes wait", error))?;
+            self.events.holds_writes = true;
+        }
+        let rules = self.events.armed.wanted().rules.clone();
+        self.set_rules(&rules)?;
+        let mut wanted = self.events.armed.intercepts();
+        if !rules.is_empty() {
+            wanted.insert(Intercept::Unemulated);
+        }
+        self.set_intercepts(wanted)?;
+        self.sync_steps(OP)
+    }
+
+    fn set_intercepts(&mut self, mut wanted: BTreeSet<Intercept>) -> Result<()> {
+        if self.needs_steps() {
+            wanted.insert(Intercept::Step);
+        }
+        let gone: Vec<Intercept> = self.events.set.difference(&wanted).copied().collect();
+        let new: Vec<Intercept> = wanted.difference(&self.events.set).copied().collect();
+        let change = |world: &mut Self| {
+            gone.iter().try_for_each(|gone| world.set_intercept(*gone, false))?;
+            new.iter().try_for_each(|new| world.set_intercept(*new, true))
+        };
+        // Nothing may happen between the one and the other of the same register.
+        if gone.is_empty() || new.is_empty() { change(self) } else { self.paused(OP, change) }
+    }
+
+    fn set_intercept(&mut self, what: Intercept, on: bool) -> Result<()> {
+        match self.xen.set(what, on) {
+            Err(error) if !is(&error, number::EEXIST) => {
+                return Err(self.refused(
+                    OP,
+                    format!("Xen does not {} {what:?}", if on { "arm" } else { "disarm" }),
+                    error,
+                ));
+            }
+            _ => {}
+        }
+        if on {
+            self.events.set.insert(what)
+        } else {
+            self.events.set.remove(&what)
+        };
+        Ok(())
+    }
+
+    /// Takes the domain's ring, if it is not ours yet.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] where somebody has it.
+    pub fn take_ring(&mut self) -> Result<()> {
+        if self.events.taken {
+            return Ok(());
+        }
+        self.note(note::RING, "ours")?;
+        if let Err(error) = self.xen.take() {
+            self.undo.done(note::RING);
+            if is(&error, number::EBUSY) {
+                return Err(Error::new(ErrorKind::Busy, "take the event ring", taken()).caused_by(error));
+            }
+            return Err(self.refused("take the event ring", "Xen does not give it", error));
+        }
+        self.events.taken = true;
+        // Its page was taken out of the domain, at which Xen may have forgotten what views show.
+        self.restore_views();
+        Ok(())
+    }
+
+    /// Takes the ring from whoever has it, and lets the vCPUs go that wait in it.
+    ///
+    /// # Errors
+    /// Those of Xen.
+    pub fn free_ring(&mut self) -> Result<()> {
+        const OP: &str = "take the event ring";
+        self.paused(OP, |world| {
+            let freed = crate::recover::free_ring(&mut *world.xen, world.info.vcpus, &[]);
+            freed.map_err(|error| world.refused(OP, "Xen does not give it", error))
+        })
+    }
+
+    fn needs_steps(&self) -> bool {
+        let events = &self.events;
+        let ours = !self.views.pending.is_empty() || events.away.values().any(|away| away.told);
+        ours || events.walk.is_some() || events.lift.is_some()
+    }
+
+    /// Has those vCPUs stop behind each instruction that should, and no others.
+    ///
+    /// # Errors
+    /// Those of Xen.
+    pub fn sync_steps(&mut self, op: &'static str) -> Result<()> {
+        let mut wanted = self.events.armed.stepped(self.info.vcpus);
+        wanted.extend(self.views.pending.keys());
+        wanted.extend(self.events.away.iter().filter(|(_, away)| away.told).map(|(vcpu, _)| vcpu));
+        wanted.extend(self.events.walk.iter().map(|walk| walk.vcpu));
+        wanted.extend(self.events.lift.iter().map(|lift| lift.vcpu));
+        if !wanted.is_empty() && !self.events.set.contains(&Intercept::Step) {
+            self.take_ring()?;
+            self.set_intercept(Intercept::Step, true)?;
+        }
+        for vcpu in 0..self.info.vcpus {
+            let (is, should) = (self.events.stepped.contains(&vcpu), wanted.contains(&vcpu));
+            if is == should {
+                continue;
+            }
+            if let Err(error) = self.xen.single_step(vcpu, should) {
+                return Err(self.refused(op, format!("Xen does not step vCPU {vcpu}"), error));
+            }
+            if should {
+                self.events.stepped.insert(vcpu)
+            } else {
+                self.events.stepped.remove(&vcpu)
+            };
+        }
+        Ok(())
+    }
+
+    /// Lifts the rights of a frame while one vCPU alone does one instruction; for domains without alternate views.
+    ///
+    /// # Errors
+    /// The rights stay.
+    pub fn lift_frame(&mut self, vcpu: u32, frame: u64, _response: &mut Response) -> Result<()> {
+        self.finish_lift();
+        self.pause(OP)?;
+        let lifted = self.still_others(OP, vcpu).and_then(|()| {
+            self.xen
+                .set_access(0, frame..frame + 1, ALL)
+                .map_err(|error| self.refused(OP, "Xen does not lift the rights of a frame", error))
+        });
+        if let Err(error) = lifted {
+            self.loose_others(OP);
+            let _ = self.unpause(OP);
+            return Err(error);
+        }
+        self.events.lift = Some(Lift { vcpu, frame, since: Instant::now() });
+        let stepping = self.sync_steps(OP);
+        if stepping.is_err() {
+            self.restore_lift();
+        }
+        self.unpause(OP).and(stepping)
+    }
+
+    /// Puts the rights of a lifted frame back; the domain is paused.
+    fn restore_lift(&mut self) {
+        let Some(lift) = self.events.lift.take() else { return };
+        let access = self.views.views.get(&0).map_or(ALL, |view| view.rights.at(lift.frame));
+        if let Err(error) = self.xen.set_access(0, lift.frame..lift.frame + 1, access) {
+            log::error!("the rights of frame {:#x} are lost: {error}", lift.frame);
+        }
+        self.loose_others(OP);
+        let _ = self.sync_steps(OP);
+    }
+
+    /// The same, whenever it is.
+    pub fn finish_lift(&mut self) {
+        if self.events.lift.is_some() && self.pause(OP).is_ok() {
+            self.restore_lift();
+            let _ = self.unpause(OP);
+        }
+    }
+
+    /// Gives the ring back, if nothing needs it any more.
+    pub fn settle_ring(&mut self) {
+        if self.events.lift.is_some_and(|lift| lift.since.elapsed() > LIFTED) {
+            self.finish_lift();
+        }
+        self.settle_views();
+        let needed = !self.events.armed.is_empty() || !self.events.held.is_empty() || self.needs_steps();
+        if !self.events.taken || needed || !self.has_settled() {
+            return;
+        }
+        self.give_ring_back();
+    }
+
+    /// Whether all vCPUs that were answered lately have gone on: what they have yet to do would be lost with the ring.
+    fn has_settled(&mut self) -> bool {
+        self.events.answered.retain(|_, answered| answered.at.elapsed() < PATIENCE);
+        self.events.answered.is_empty()
+    }
+
+    /// Waits until all have gone on, or for a while: a paused domain does not go on.
+    fn settle(&mut self) {
+        let vcpus: Vec<u32> = self.events.answered.keys().copied().collect();
+        let ran = |world: &Self, vcpu| world.xen.ran(vcpu).ok().flatten();
+        let before: Vec<Option<u64>> = vcpus.iter().map(|vcpu| ran(self, *vcpu)).collect();
+        let since = Instant::now();
+        while since.elapsed() < PATIENCE {
+            let gone_on = vcpus.iter().zip(&before).all(|(vcpu, before)| {
+                let now = ran(self, *vcpu);
+                now.is_none() || now != *before
+            });
+            if gone_on {
+                self.events.answered.clear();
+                return;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn give_ring_back(&mut self) {
+        const OP: &str = "give the event ring back";
+        let all: Vec<Intercept> = self.events.set.iter().copied().collect();
+        for what in all {
+            if let Err(error) = self.set_intercept(what, false) {
+                log::debug!("{error}");
+            }
+        }
+        // What was raised before is answered, and done by the vCPUs.
+        self.take_events();
+        self.settle();
+        let given = self.paused(OP, |world| {
+            world.take_events();
+            world.xen.give_back().map_err(|error| world.refused(OP, "Xen keeps it", error))?;
+            world.events.taken = false;
+            world.events.holds_writes = false;
+            world.do_lost();
+            Ok(())
+        });
+        match given {
+            Ok(()) => self.undo.done(note::RING),
+            Err(error) if error.kind() == ErrorKind::Gone => {}
+            Err(error) => log::error!("{error}"),
+        }
+    }
+
+    /// Does what Xen was to do for vCPUs that have not gone on, as it forgot that with the ring.
+    fn do_lost(&mut self) {
+        for (vcpu, Answered { registers, write, .. }) in std::mem::take(&mut self.events.answered) {
+            let mut changes = Vec::new();
+            if let Some(general) = registers {
+                let regs = [
+                    Reg::Rax,
+                    Reg::Rcx,
+                    Reg::Rdx,
+                    Reg::Rbx,
+                    Reg::Rsp,
+                    Reg::Rbp,
+                    Reg::Rsi,
+                    Reg::Rdi,
+                    Reg::R8,
+                    Reg::R9,
+                    Reg::R10,
+                    Reg::R11,
+                    Reg::R12,
+                    Reg::R13,
+                    Reg::R14,
+                    Reg::R15,
+                ];
+                changes.extend(
+                    regs.iter().zip(general.gpr).map(|(reg, value)| (reg.id(), RegValue::Word(value))),
+                );
+                changes.push((Reg::Rflags.id(), RegValue::Word(general.rflags)));
+                changes.push((Reg::Rip.id(), RegValue::Word(general.rip)));
+            }
+            let done = match write {
+                Some(Cause::Msr { index, new, .. }) => self.write_msr(OP, vcpu, index, new),
+                Some(Cause::Control { index, new, .. }) => {
+                    let reg = match index {
+                        control::CR0 => Reg::Cr0,
+                        control::CR3 => Reg::Cr3,
+                        _ => Reg::Cr4,
+                    };
+                    changes.push((reg.id(), RegValue::Word(new & !NO_FLUSH)));
+                    Ok(())
+                }
+                _ => Ok(()),
+            };
+            if let Err(error) = done.and_then(|()| self.put_registers(OP, vcpu, &changes)) {
+                log::error!("what vCPU {vcpu} was about to do is lost: {error}");
+            }
+        }
+    }
+
+    /// Undoes all of it, with the held vCPUs let go.
+    pub fn close_events(&mut self) {
+        self.events.armed = Armed::default();
+        if let Some(walk) = self.events.walk.take() {
+            walk.end();
+        }
+        let held: Vec<(u32, u64)> =
+            self.events.held.iter().map(|(vcpu, parked)| (*vcpu, parked.serial)).collect();
+        for (vcpu, serial) in held {
+            if let Err(error) = self.answer(vcpu, serial, &vmtree_api::events::Verdict::Continue) {
+                log::error!("{error}");
+            }
+        }
+        self.finish_lift();
+        if let Err(error) = self.set_rules(&[]) {
+            log::error!("{error}");
+        }
+        self.views.pending.clear();
+        self.events.away.clear();
+        if let Err(error) = self.sync_steps(OP) {
+            log::error!("{error}");
+        }
+        if self.events.taken {
+            self.give_ring_back();
+        }
+    }
+}
+
+/// The bit of a write of CR3 that is no part of it (Intel SDM volume 3A, 4.10.4.1).
+const NO_FLUSH: u64 = 1 << 63;

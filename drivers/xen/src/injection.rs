@@ -1,0 +1,138 @@
+//! Injection: exceptions by a vCPU's next entry, interrupts by its local APIC.
+
+use std::sync::Arc;
+
+use vmtree_api::events::{Inject, Injection};
+use vmtree_api::{Error, ErrorKind, Result, VcpuId};
+
+use crate::error::{is, number};
+use crate::hypervisor::Trap;
+use crate::owner::Owner;
+use crate::registers::records::{half, kind, word};
+use crate::world::World;
+
+const OP: &str = "inject";
+
+/// The exceptions that push an error code (Intel SDM volume 3A, table 6-1).
+const WITH_ERROR: &[u8] = &[8, 10, 11, 12, 13, 14, 17, 21];
+const NMI: u8 = 2;
+const PAGE_FAULT: u8 = 14;
+/// The type of exceptions (X86_ET_HW_EXC).
+const HARDWARE: u8 = 3;
+/// Where messages of interrupts go; the local APIC's id is in bits 12 to 19.
+const MESSAGES: u64 = 0xfee0_0000;
+/// Registers of the local APIC.
+const ID: usize = 0x20;
+const SPURIOUS: usize = 0xf0;
+/// The bit of IA32_APIC_BASE of x2APIC mode, in which the id is not shifted.
+const X2APIC: u64 = 1 << 10;
+/// The local APIC is on.
+const ENABLED: u32 = 1 << 8;
+
+/// Injection into the vCPUs of a domain.
+pub struct Injector(pub Arc<Owner>);
+
+/// Whether this can be injected at all: what a VM entry checks (volume 3C, 27.2.1.3).
+///
+/// # Errors
+/// [`ErrorKind::Invalid`].
+pub fn check(what: Inject) -> Result<()> {
+    let refuse = |why: String| Err(Error::new(ErrorKind::Invalid, OP, why));
+    let (vector, error) = match what {
+        Inject::PageFault { error, .. } => (PAGE_FAULT, Some(error)),
+        Inject::Exception { vector, error } => (vector, error),
+        Inject::Interrupt { vector } if vector < 16 => {
+            return refuse(format!("a local APIC takes no interrupt of vector {vector}: they are 16 to 255"));
+        }
+        Inject::Interrupt { .. } | Inject::Nmi => return Ok(()),
+    };
+    if vector > 31 {
+        return refuse(format!("{vector} is no exception: they are 0 to 31; inject it as an interrupt"));
+    }
+    if vector == NMI {
+        return refuse("vector 2 is no exception; inject nmi".to_owned());
+    }
+    match (WITH_ERROR.contains(&vector), error) {
+        (true, None) => refuse(format!("exception {vector} has an error code; give err=CODE")),
+        (false, Some(_)) => refuse(format!("exception {vector} has no error code")),
+        (true, Some(error)) if error >> 16 != 0 => {
+            refuse(format!("the error code {error:#x} has more than 16 bits"))
+        }
+        _ => Ok(()),
+    }
+}
+
+impl World {
+    /// Makes something happen to a vCPU; it was checked.
+    ///
+    /// # Errors
+    /// As [`Injection::inject`].
+    pub fn inject_into(&mut self, op: &'static str, vcpu: u32, what: Inject) -> Result<()> {
+        let done = match what {
+            Inject::PageFault { address, error } => {
+                self.xen.inject(vcpu, trap(PAGE_FAULT, Some(error), address.0))
+            }
+            Inject::Exception { vector, error } => self.xen.inject(vcpu, trap(vector, error, 0)),
+            Inject::Interrupt { vector } => return self.interrupt(op, vcpu, vector),
+            Inject::Nmi => self.xen.nmi(vcpu),
+        };
+        done.map_err(|error| match error {
+            error if is(&error, number::EBUSY) => {
+                Error::new(ErrorKind::Busy, op, "another injection waits; the vCPU has not taken it yet")
+            }
+            error => self.refused(op, "Xen does not inject it", error),
+        })
+    }
+
+    /// Through the local APIC, so that it waits until the guest takes interrupts.
+    fn interrupt(&mut self, op: &'static str, vcpu: u32, vector: u8) -> Result<()> {
+        let records = self.records(op)?;
+        let apic = records.get(kind::LAPIC_REGS, vcpu).unwrap_or_default();
+        if half(apic, SPURIOUS) & ENABLED == 0 {
+            let why =
+                format!("the guest has the local APIC of vCPU {vcpu} off, so no interrupt can reach it");
+            return Err(Error::new(ErrorKind::Unsupported, op, why));
+        }
+        let base = records.get(kind::LAPIC, vcpu).map_or(0, |lapic| word(lapic, 0));
+        let id = half(apic, ID);
+        let id = u64::from(if base & X2APIC == 0 { id >> 24 } else { id & 0xff });
+        self.xen
+            .message(MESSAGES | id << 12, u32::from(vector))
+            .map_err(|error| self.refused(op, "Xen does not send the interrupt", error))
+    }
+}
+
+fn trap(vector: u8, error: Option<u32>, cr2: u64) -> Trap {
+    // As hardware raises it, at the instruction: RIP stays there, for int3 and into as well.
+    Trap { vector, kind: HARDWARE, error, length: 0, cr2 }
+}
+
+impl Injection for Injector {
+    fn inject(&self, vcpu: VcpuId, what: Inject) -> Result<()> {
+        check(what)?;
+        self.0.ask(OP, move |world| {
+            let vcpu = world.vcpu(OP, vcpu)?;
+            world.inject_into(OP, vcpu, what)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vmtree_api::Gva;
+
+    #[test]
+    fn what_a_vm_entry_refuses_is_refused() {
+        let exception = |vector, error| check(Inject::Exception { vector, error });
+        for (vector, error) in [(6, None), (13, Some(0)), (14, Some(0xffff)), (3, None)] {
+            assert!(exception(vector, error).is_ok(), "{vector}");
+        }
+        for (vector, error) in [(6, Some(0)), (13, None), (2, None), (32, None), (14, Some(0x1_0000))] {
+            assert_eq!(exception(vector, error).unwrap_err().kind(), ErrorKind::Invalid, "{vector}");
+        }
+        assert!(check(Inject::PageFault { address: Gva(1 << 63), error: 2 }).is_ok());
+        assert!(check(Inject::Interrupt { vector: 16 }).is_ok() && check(Inject::Nmi).is_ok());
+        assert!(check(Inject::Interrupt { vector: 15 }).is_err());
+    }
+}
