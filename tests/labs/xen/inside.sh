@@ -1,7 +1,8 @@
 #!/bin/sh
-# What lab.sh does inside its Debian root: the archives that dom0 is booted with. /src is our source, /lab the lab's folder.
+# What lab.sh does inside its Debian root: the archives that dom0 is booted with, not compressed, because emulated machines
+# unpack slowly. /src is our source, /lab the lab's folder.
 #
-#   inside.sh dom0            the part that stays: busybox, Xen's tools, modules, init; to /lab/dom0.cpio.gz
+#   inside.sh dom0            the part that stays: busybox, Xen's tools, modules, init; to /lab/dom0.cpio
 #   inside.sh ours FILE...    FILEs to dom0's /lab, programs among them with their libraries; to standard output
 set -eu
 
@@ -31,7 +32,7 @@ merged() {
 }
 
 archive() {
-    (cd "$1" && find . | cpio -o -H newc --quiet | gzip -1)
+    (cd "$1" && find . | cpio -o -H newc --quiet)
 }
 
 dom0() {
@@ -45,6 +46,7 @@ dom0() {
         with_libraries "$root" "$tools/$tool"
         ln -s "$tools/$tool" "$root/usr/bin/$tool"
     done
+    for name in $(busybox --list); do [ -e "$root/usr/bin/$name" ] || ln -s busybox "$root/usr/bin/$name"; done
     for name in list read write rm; do ln -s xenstore-ls "$root/usr/bin/xenstore-$name"; done
     # pthread_cancel loads it by name.
     with_libraries "$root" "$(ldconfig -p | sed -n 's/.*libgcc_s\.so\.1 .* => //p')"
@@ -54,7 +56,7 @@ dom0() {
     cp /src/tests/labs/xen/dom0-init.sh "$root/init"
     chmod 755 "$root" "$root/init"
     archive "$root" > /lab/dom0.cpio.new
-    mv /lab/dom0.cpio.new /lab/dom0.cpio.gz
+    mv /lab/dom0.cpio.new /lab/dom0.cpio
     rm -r "$root"
 }
 

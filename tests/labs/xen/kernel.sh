@@ -13,8 +13,12 @@ chroot "$1" sh -ec '
         "*/xen-privcmd.ko*" "*/xenfs.ko*" "*/xen-evtchn.ko*" "*/xen-gntdev.ko*" "*/xen-gntalloc.ko*"
     mv vmlinuz-* vmlinuz
     rm linux-image-*.deb
-    for module in *.ko.xz; do xz -d "$module"; done
-    # The kernel itself as an ELF file, for the loader that can take one: its place in the bzImage is told in the header
+    # Without their signatures, which would be checked, and without BTF.
+    for module in *.ko.xz; do
+        xz -d "$module"
+        strip -g -R .BTF -R .BTF.base "${module%.xz}"
+    done
+    # The kernel itself as an ELF file, which nobody has to unpack: its place in the bzImage is told in the header
     # (Linux, Documentation/arch/x86/boot.rst).
     number() { od -A n -t "u$2" -j "$1" -N "$2" vmlinuz | tr -d " "; }
     start=$((512 * ($(number 497 1) + 1) + $(number 584 4)))
@@ -25,5 +29,5 @@ chroot "$1" sh -ec '
     *) xz -d -c < payload > vmlinux ;;
     esac
     strip -g vmlinux
-    rm payload
+    rm payload vmlinuz
 '

@@ -7,12 +7,16 @@
 #   tests/labs/xen/lab.sh script bochs|qemu FILE...   boot, run the first FILE in dom0 by sh, print its console, exit with its
 #                                                     exit code. All FILEs lie in dom0's /lab, programs with their libraries,
 #                                                     beside vmtree, vmtree-conformance, guest.elf and lib.sh (source it)
+#   tests/labs/xen/lab.sh run bochs|qemu [emu] [CHECK...]   boot, mount the conformance guest as xen:guest (or emu:) in dom0, run
+#                                                     the suite's checks (those whose names begin as CHECK); a line a check:
+#                                                     T|NAME|ok, absent or FAILED|DETAIL. Exit 0 if none failed
 #   tests/labs/xen/lab.sh shell                       dom0 in QEMU with a shell on this terminal; Ctrl-A X ends it
 #   tests/labs/xen/lab.sh inside COMMAND...           a command in the Debian root: /src is this source (read-only), /lab the
 #                                                     lab's folder, cargo builds into /lab/target. cargo check -p vmtree-xen
 #
 # Needs root, cargo, mmdebstrap, qemu-system-x86_64. Nothing is installed. VMTREE_LAB names the folder to keep it all in,
-# VMTREE_LAB_SECONDS how long a machine may run (default 600).
+# VMTREE_LAB_SECONDS how long a machine may run (default 600). VMTREE_LAB_BUILD=no takes what was built last; VMTREE_LAB_LINUX
+# and VMTREE_LAB_XEN are further words for the command lines of dom0's kernel and of Xen.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -64,7 +68,7 @@ prepare_root() {
         --aptopt='Acquire::Languages "none"' --aptopt='Acquire::Retries "5"' --include="$(paste -s -d , "$here/packages")" \
         --customize-hook="$here/kernel.sh" trixie "$work/root" "$(mirror)" >&2
     (cd "$work/root" && mkdir src lab cargo rust && gzip -d -c boot/xen-*.gz > kernel/xen && echo "$made_of" > made-of)
-    rm -rf "$lab/root" "$lab/dom0.cpio.gz"
+    rm -rf "$lab/root" "$lab/dom0.cpio"
     mv -T "$work/root" "$lab/root"
     mkdir -p "$lab/run"
 }
@@ -75,7 +79,7 @@ prepare() {
     trap 'exit 1' INT TERM HUP
     prepare_root
     made_of=$(cat "$lab/root/made-of" "$here/inside.sh" "$here/dom0-init.sh" | cksum)
-    if [ ! -f "$lab/dom0.cpio.gz" ] || [ "$(cat "$lab/dom0.made-of" 2>/dev/null)" != "$made_of" ]; then
+    if [ ! -f "$lab/dom0.cpio" ] || [ "$(cat "$lab/dom0.made-of" 2>/dev/null)" != "$made_of" ]; then
         in_root /src/tests/labs/xen/inside.sh dom0
         echo "$made_of" > "$lab/dom0.made-of"
     fi
@@ -83,6 +87,7 @@ prepare() {
 
 # vmtree with its driver for Xen, for the root's libraries.
 build() {
+    [ "${VMTREE_LAB_BUILD:-yes}" = yes ] || return 0
     (cd "$top" && "$cargo" fetch --quiet && "$cargo" run --quiet -p vmtree-guest -- "$lab/guest.elf") >&2
     features=
     ! grep -q '^xen = ' "$top/Cargo.toml" || features='--features vmtree/xen'
@@ -90,16 +95,26 @@ build() {
     in_root sh -ec 'cd /src && exec cargo build --quiet -p vmtree -p vmtree-conformance "$@"' sh $features >&2
 }
 
-# Boots $1 with a script and files in dom0, and prints what its console says once it is up.
+# Boots machine $1 with script $2 and further files in dom0, and exits with the script's exit code. $shown says in sed's words
+# what is printed of the console.
 script() {
     machine=$1
-    shift
-    cp "$1" "$work/script"
-    shift
+    cp "$2" "$work/script"
+    shift 2
     add_files "$@"
-    boot "$machine" ''
-    follow LAB-UP
+    boot "$machine"
+    # shellcheck disable=SC2154 # boot.sh
+    tail -n +1 -f -s 0.2 --pid="$emulator" "$work/console" 2>/dev/null | tr -d '\r' | sed -u -n "$shown"
     result
+}
+
+# The suite on machine $1.
+run() {
+    machine=$1
+    shift
+    echo "sh /lab/checks.sh $*" > "$work/checks"
+    shown='/^T|/p'
+    script "$machine" "$work/checks" "$here/checks.sh"
 }
 
 # The archive of the run: the script, what lib.sh names, and files by their paths on the host.
@@ -109,11 +124,11 @@ add_files() {
     cp "$here/lib.sh" "$work/script" "$@" "$work/files/"
     # shellcheck disable=SC2016 # the inner shell's words
     in_root sh -ec '/src/tests/labs/xen/inside.sh ours /lab/run/files/*' > "$work/ours"
-    cat "$lab/dom0.cpio.gz" "$work/ours" > "$work/initrd"
+    cat "$lab/dom0.cpio" "$work/ours" > "$work/initrd"
 }
 
 usage() {
-    sed -n '2,18s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,22s/^# \{0,1\}//p' "$0" >&2
     exit 2
 }
 
@@ -133,7 +148,15 @@ script)
     [ -f "${2:-}" ] || usage
     prepare
     build
+    # shellcheck disable=SC2016 # sed's
+    shown='/^LAB-UP/,$p'
     script "$@"
+    ;;
+run)
+    [ $# -ge 1 ] || usage
+    prepare
+    build
+    run "$@"
     ;;
 shell)
     prepare

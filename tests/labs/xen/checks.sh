@@ -1,0 +1,111 @@
+#!/bin/sh
+# shellcheck shell=dash
+# What is checked in dom0, a line a check: T|NAME|ok, absent or FAILED|DETAIL.
+#
+#   checks.sh [emu|debian] [CHECK...]    what is mounted (the conformance guest), and how the names of the suite's checks begin
+set -u
+# shellcheck source=tests/labs/xen/lib.sh
+. /lab/lib.sh
+
+kind=guest
+case ${1:-} in emu | debian) kind=$1 && shift ;; esac
+mnt=/mnt/vm
+failed=/run/failed
+
+now() {
+    cut -d. -f1 /proc/uptime
+}
+
+tell() {
+    [ "$2" != FAILED ] || : > "$failed"
+    echo "T|$1|$2|$(printf %s "$3" | tr '\r\n|' '  /' | tail -c 400)"
+}
+
+# A check: its name and a command. What that says is the detail.
+check() {
+    name=$1
+    shift
+    begun=$(now)
+    if said=$("$@" 2>&1); then word=ok; else word=FAILED; fi
+    tell "$name" "$word" "$said ($(($(now) - begun)) s)"
+    [ $word = ok ]
+}
+
+host() {
+    xl info | sed -n 's/^\(xen_version\|virt_caps\) *: //p' && [ -c /dev/fuse ]
+}
+
+mounted() {
+    timeout 200 vmtree mount "$source" "$mnt" && grep -E '^(driver|ram_bytes|vcpus) ' "$mnt/info"
+}
+
+# The suite's lines as ours, each with the seconds since the one before.
+suite() {
+    begun=$(now)
+    vmtree-conformance "$mnt" "$@" 2>&1 | while read -r word rest; do
+        took="$(($(now) - begun)) s"
+        begun=$(now)
+        case $word in
+        ok) tell "suite-$rest" ok "$took" ;;
+        absent | FAILED) tell "suite-${rest%%:*}" "$word" "${rest#*: } ($took)" ;;
+        [0-9]*) tell suite-end ok "$word $rest" ;;
+        *) echo "$word $rest" ;;
+        esac
+    done
+}
+
+# The checks of the suite whose names begin so.
+conformance() {
+    only=
+    for begins; do
+        for name in $(vmtree-conformance --list | cut -d ' ' -f 1 | grep "^$begins"); do only="$only --only $name"; done
+    done
+    # shellcheck disable=SC2086 # several words
+    suite $only
+}
+
+unmounted() {
+    timeout 60 vmtree umount "$mnt" && ! grep " $mnt " /proc/mounts
+}
+
+no_vmtree() {
+    ! pidof vmtree
+}
+
+nothing_is_left() {
+    await 20 no_vmtree || { ps; false; }
+}
+
+domain_lives() {
+    xl list "$1" && ! xl list "$1" | grep -q -- '-[cd]- '
+}
+
+# Mounts, runs the suite's checks, unmounts.
+mount_and_check() {
+    if check mount mounted; then
+        cat "$mnt/capabilities"
+        conformance "$@"
+        check umount unmounted
+    fi
+    check left nothing_is_left
+}
+
+check host host
+case $kind in
+emu)
+    source=emu:
+    mount_and_check "$@"
+    ;;
+guest)
+    source=xen:guest
+    check start guest guest 1 && mount_and_check "$@"
+    check lives domain_lives guest
+    ;;
+debian)
+    source=xen:debian
+    check start debian debian && true
+    check lives domain_lives debian
+    ;;
+esac
+tell end ok "$(now) s after dom0's start"
+[ ! -e "$failed" ]
