@@ -238,10 +238,12 @@ fn singlestep(vm: &Vm) -> Checked {
     vm.order(last, Op::Spin, &[50])?;
     let records = pipe.rest()?;
     drop(pipe);
-    // dec r12, of 3 bytes, and jne: each is come to 50 times.
-    for at in [spin, spin + 3] {
-        let seen = records.iter().filter(|record| record.get("rip") == Ok(at)).count();
-        same!(seen, 50, "steps to {at:#x}, in a loop of 50 rounds, among {} records", records.len());
+    // dec r12, of 3 bytes, and jne behind it, 50 rounds. A tick that comes in between leads away and back.
+    let [dec, jne] = [spin, spin + 3];
+    for (from, to, times) in [(dec, jne, 50), (jne, dec, 49)] {
+        let is = |record: &Record, at| record.get("rip") == Ok(at);
+        let seen = records.windows(2).filter(|pair| is(&pair[0], from) && is(&pair[1], to)).count();
+        same!(seen, times, "steps from {from:#x} to {to:#x}, in 50 rounds, among {} records", records.len());
     }
     for record in &records {
         same!(record.get("vcpu")?, last, "vcpu= of {record:?}");
