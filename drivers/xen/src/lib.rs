@@ -5,8 +5,6 @@ mod driver;
 mod error;
 pub mod events;
 mod execution;
-#[cfg(test)]
-mod fake;
 pub mod hypervisor;
 mod injection;
 mod memory;
@@ -15,6 +13,8 @@ pub mod recover;
 pub mod registers;
 mod source;
 mod step;
+#[cfg(test)]
+mod tests;
 mod views;
 mod world;
 

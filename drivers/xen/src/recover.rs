@@ -1,5 +1,7 @@
 //! What a killed daemon of ours left behind: its ring with vCPUs that wait in it, views, rights, pages, pauses.
 
+use std::ops::Range;
+
 use vmtree_api::undo::entry;
 use vmtree_api::x86::Reg;
 use vmtree_api::{RegValue, Result};
@@ -74,12 +76,13 @@ pub fn undo(xen: &mut dyn Hypervisor, text: &str) -> Result<()> {
     if noted(text, note::VIEWS).is_some_and(|words| words.first() == Some(&"on")) {
         done("alternate views stay on", xen.set_views(false));
     }
-    if let Some([start, end]) = noted(text, note::RIGHTS).map(|words| numbers(&words)).as_deref() {
-        done("frames stay without rights", xen.set_access(0, *start..*end, ALL));
-    }
+    let rights = match noted(text, note::RIGHTS).map(|words| numbers(&words)).as_deref() {
+        Some([start, end]) => *start..*end,
+        _ => 0..0,
+    };
     if let Some(words) = noted(text, note::RING) {
         let writes: Vec<Write> = words.iter().filter_map(|word| write(word)).collect();
-        done("the event ring stays taken", free_ring(xen, info.vcpus, &writes));
+        done("the event ring stays taken", free_ring(xen, info.vcpus, &writes, rights));
     }
     if let Some([first, count, max]) = noted(text, note::PAGES).map(|words| numbers(&words)).as_deref() {
         let frames: Vec<u64> = (*first..first.saturating_add((*count).min(1 << 20))).collect();
@@ -97,11 +100,17 @@ pub fn undo(xen: &mut dyn Hypervisor, text: &str) -> Result<()> {
     result
 }
 
-/// Frees the ring of a dead process, and the vCPUs that wait in it; the domain is paused.
+/// Frees the ring of a dead process, and the vCPUs that wait in it; the domain is paused. The writes are done that they
+/// were held at, and these frames get all rights, which takes a ring too.
 ///
 /// # Errors
 /// As Xen says.
-pub fn free_ring(xen: &mut dyn Hypervisor, vcpus: u32, writes: &[Write]) -> std::io::Result<()> {
+pub fn free_ring(
+    xen: &mut dyn Hypervisor,
+    vcpus: u32,
+    writes: &[Write],
+    rights: Range<u64>,
+) -> std::io::Result<()> {
     match xen.give_back() {
         Err(error) if !is(&error, number::EINVAL) => return Err(error),
         _ => {}
@@ -117,6 +126,9 @@ pub fn free_ring(xen: &mut dyn Hypervisor, vcpus: u32, writes: &[Write]) -> std:
     }
     // Xen counts who waits by vCPU: an answer in any ring lets them go.
     xen.take()?;
+    if let Err(error) = xen.set_access(0, rights, ALL) {
+        log::error!("frames stay without rights: {error}");
+    }
     for vcpu in 0..vcpus {
         xen.respond(&Response { flags: flag::VCPU_PAUSED, vcpu, ..Response::default() }.slot())?;
     }

@@ -156,7 +156,7 @@ impl Mappings {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fake::Ram;
+    use crate::tests::Ram;
     use proptest::prelude::*;
 
     fn mappings(budget: u64) -> (Arc<Ram>, Mappings) {

@@ -110,6 +110,14 @@ impl Records {
     }
 }
 
+#[cfg(test)]
+impl Records {
+    /// All of it, as it was parsed.
+    pub fn part_all(&self) -> Vec<u8> {
+        self.bytes.clone()
+    }
+}
+
 /// Number `value` of a record; 0 past its end, as Xen extends shorter records.
 #[must_use]
 pub fn word(record: &[u8], at: usize) -> u64 {

@@ -8,6 +8,8 @@ use xenctrl_sys as c;
 use xenctrl_sys::xenmem_access_t;
 
 use super::{Xen, done};
+use crate::error::is;
+use crate::error::number::ENODEV;
 use crate::hypervisor::{Bell, Probe, Slat};
 
 /// How many frames of a view are set by one call.
@@ -32,7 +34,12 @@ impl Probe for Xen {
         let mut access = xenmem_access_t::XENMEM_access_n;
         let at = &raw mut access;
         // SAFETY: the number has room, and Xen gives one of those that the type has.
-        done(unsafe { c::xc_get_mem_access(self.handle.raw(), self.domid, 0, at) }).map(drop)
+        let code = unsafe { c::xc_get_mem_access(self.handle.raw(), self.domid, 0, at) };
+        match done(code) {
+            // It could, with a ring.
+            Err(error) if is(&error, ENODEV) => Ok(()),
+            other => other.map(drop),
+        }
     }
 
     fn bell(&self) -> Arc<dyn Bell> {

@@ -62,12 +62,14 @@ impl World {
 
     /// Takes our pages away; no view shows them any more.
     pub fn drop_copies(&mut self) {
-        let added = self.views.added();
-        if added.is_empty() {
+        if self.views.copies.first == 0 {
             return;
         }
+        let added = self.views.added();
         self.shared.memory.set_ours(Vec::new());
-        if let Err(error) = self.xen.remove(&added) {
+        if !added.is_empty()
+            && let Err(error) = self.xen.remove(&added)
+        {
             log::error!("{} pages stay in the domain: {error}", added.len());
         }
         if let Err(error) = self.xen.set_max(self.views.copies.max) {

@@ -1,0 +1,450 @@
+//! A hypervisor that acts like Xen as far as the driver can see, and writes down what it was told.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io::{Error, Result};
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::error::number::{EBUSY, EEXIST, EINVAL};
+use crate::events::wire::{SLOT, Slot, flag};
+use crate::hypervisor::*;
+use crate::registers::convert::CPU_BYTES;
+use crate::registers::records::{Records, kind, tests::row};
+
+/// The domain's state, seen by the tests.
+pub struct State {
+    pub alive: bool,
+    pub vcpus: u32,
+    pub pauses: i32,
+    pub still: Vec<u32>,
+    pub stepping: BTreeSet<u32>,
+    pub ring: bool,
+    /// Somebody else has the ring.
+    pub busy: bool,
+    pub holds_writes: bool,
+    pub set: BTreeSet<Intercept>,
+    pub requests: VecDeque<Slot>,
+    pub responses: Vec<Slot>,
+    pub injected: Vec<(u32, Trap)>,
+    pub records: Vec<u8>,
+    pub views: bool,
+    pub made: BTreeSet<u16>,
+    pub on: u16,
+    pub access: BTreeMap<(u16, u64), u8>,
+    pub shown: BTreeMap<(u16, u64), u64>,
+    pub added: BTreeSet<u64>,
+    pub max: u64,
+    /// Calls until one fails.
+    pub fails_in: Option<u32>,
+    rung: bool,
+}
+
+/// Shared with the owner thread.
+pub struct Shared {
+    pub state: Mutex<State>,
+    changed: Condvar,
+}
+
+pub struct Fake(pub Arc<Shared>);
+
+fn errno<T>(number: i32) -> Result<T> {
+    Err(Error::from_raw_os_error(number))
+}
+
+impl Shared {
+    pub fn new(vcpus: u32) -> Arc<Self> {
+        let mut records = vec![(kind::HEADER, 0, vec![0; 24])];
+        for vcpu in 0..vcpus as u16 {
+            let mut cpu = vec![0; CPU_BYTES];
+            // Paging off, flags as after a reset, an accessed code segment, a busy TSS.
+            cpu[648] = 2;
+            cpu[656] = 0x31;
+            records.push((kind::CPU, vcpu, cpu));
+            records.push((kind::LAPIC, vcpu, vec![0; 32]));
+            records.push((kind::LAPIC_REGS, vcpu, vec![0xff; 1024]));
+        }
+        let state = State {
+            alive: true,
+            vcpus,
+            pauses: 0,
+            still: Vec::new(),
+            stepping: BTreeSet::new(),
+            ring: false,
+            busy: false,
+            holds_writes: false,
+            set: BTreeSet::new(),
+            requests: VecDeque::new(),
+            responses: Vec::new(),
+            injected: Vec::new(),
+            records: row(&records),
+            views: false,
+            made: BTreeSet::from([0]),
+            on: 0,
+            access: BTreeMap::new(),
+            shown: BTreeMap::new(),
+            added: BTreeSet::new(),
+            max: 0x1000,
+            fails_in: None,
+            rung: false,
+        };
+        Arc::new(Self { state: Mutex::new(state), changed: Condvar::new() })
+    }
+
+    /// Has Xen ask.
+    pub fn ask(&self, slot: Slot) {
+        self.state.lock().requests.push_back(slot);
+        self.changed.notify_all();
+    }
+
+    /// The answers so far, once there are so many.
+    pub fn answers(&self, count: usize) -> Vec<Slot> {
+        let mut state = self.state.lock();
+        for _ in 0..500 {
+            if state.responses.len() >= count {
+                break;
+            }
+            let _ = self.changed.wait_for(&mut state, Duration::from_millis(10));
+        }
+        assert!(state.responses.len() >= count, "{} answers", state.responses.len());
+        state.responses.clone()
+    }
+
+    /// A number of a vCPU's record of registers.
+    pub fn register(&self, vcpu: u32, at: usize) -> u64 {
+        let records = Records::parse(self.state.lock().records.clone()).unwrap();
+        crate::registers::records::word(records.get(kind::CPU, vcpu).unwrap(), at)
+    }
+
+    /// Nothing that we did is left.
+    pub fn is_clean(&self) {
+        let state = self.state.lock();
+        assert_eq!((state.pauses, state.ring, state.views), (0, false, false), "pauses, ring, views");
+        assert!(state.still.is_empty() && state.stepping.is_empty(), "vCPUs stand or step");
+        assert!(state.set.is_empty() && state.added.is_empty(), "{:?} {:?}", state.set, state.added);
+        assert!(state.access.values().all(|access| *access == 7) && state.max == 0x1000, "rights, pages");
+    }
+}
+
+impl Fake {
+    fn call(&self) -> Result<parking_lot::MutexGuard<'_, State>> {
+        let mut state = self.0.state.lock();
+        match &mut state.fails_in {
+            Some(0) => {
+                state.fails_in = None;
+                return errno(5);
+            }
+            Some(left) => *left -= 1,
+            None => {}
+        }
+        Ok(state)
+    }
+}
+
+impl Domain for Fake {
+    fn info(&self) -> Result<Option<DomainInfo>> {
+        let state = self.0.state.lock();
+        Ok(state.alive.then(|| DomainInfo {
+            domid: 3,
+            hvm: true,
+            paused: state.pauses > 0,
+            vcpus: state.vcpus,
+            pages: 0x100 + state.added.len() as u64,
+            max_pages: state.max,
+            devices: 1,
+            ..DomainInfo::default()
+        }))
+    }
+
+    fn pause(&self) -> Result<()> {
+        self.call()?.pauses += 1;
+        Ok(())
+    }
+
+    fn unpause(&self) -> Result<()> {
+        let mut state = self.0.state.lock();
+        if state.pauses == 0 {
+            return errno(EINVAL);
+        }
+        state.pauses -= 1;
+        Ok(())
+    }
+
+    fn pause_vcpu(&self, vcpu: u32) -> Result<()> {
+        let mut state = self.call()?;
+        if state.pauses == 0 {
+            return errno(EBUSY);
+        }
+        state.still.push(vcpu);
+        Ok(())
+    }
+
+    fn unpause_vcpu(&self, vcpu: u32) -> Result<()> {
+        let mut state = self.0.state.lock();
+        if state.pauses == 0 {
+            return errno(EBUSY);
+        }
+        state.still.retain(|still| *still != vcpu);
+        Ok(())
+    }
+
+    fn single_step(&self, vcpu: u32, on: bool) -> Result<()> {
+        let mut state = self.0.state.lock();
+        if on {
+            state.stepping.insert(vcpu)
+        } else {
+            state.stepping.remove(&vcpu)
+        };
+        Ok(())
+    }
+
+    fn ran(&self, _vcpu: u32) -> Result<Option<u64>> {
+        Ok(None)
+    }
+}
+
+impl Context for Fake {
+    fn load(&self) -> Result<Vec<u8>> {
+        Ok(self.call()?.records.clone())
+    }
+
+    fn store(&self, records: &[u8]) -> Result<()> {
+        let mut state = self.call()?;
+        assert!(state.pauses > 0, "the domain runs between load and store");
+        let new = Records::parse(records.to_vec()).unwrap();
+        let mut all = Records::parse(state.records.clone()).unwrap();
+        let vcpus = state.vcpus;
+        for vcpu in 0..vcpus {
+            for kind in [kind::CPU, kind::LAPIC, kind::LAPIC_REGS] {
+                if let (Some(from), Some(to)) = (new.get(kind, vcpu), all.get_mut(kind, vcpu)) {
+                    to.copy_from_slice(from);
+                } else {
+                    assert!(kind != kind::CPU, "vCPU {vcpu} is stopped for good");
+                }
+            }
+        }
+        state.records = all.part_all();
+        Ok(())
+    }
+
+    fn record(&self, kind: u16, vcpu: u32, bytes: usize) -> Result<Vec<u8>> {
+        let records = Records::parse(self.call()?.records.clone()).unwrap();
+        Ok(records.get(kind, vcpu).unwrap()[..bytes].to_vec())
+    }
+
+    fn inject(&self, vcpu: u32, trap: Trap) -> Result<()> {
+        let mut state = self.call()?;
+        if state.injected.iter().any(|(other, _)| *other == vcpu) {
+            return errno(EBUSY);
+        }
+        state.injected.push((vcpu, trap));
+        Ok(())
+    }
+
+    fn message(&self, address: u64, data: u32) -> Result<()> {
+        let trap = Trap { vector: data as u8, kind: 0, error: None, length: 0, cr2: address };
+        self.call()?.injected.push((u32::MAX, trap));
+        Ok(())
+    }
+
+    fn nmi(&self, vcpu: u32) -> Result<()> {
+        let trap = Trap { vector: 2, kind: 2, error: None, length: 0, cr2: 0 };
+        self.call()?.injected.push((vcpu, trap));
+        Ok(())
+    }
+}
+
+impl Monitor for Fake {
+    fn take(&mut self) -> Result<()> {
+        let mut state = self.call()?;
+        if state.ring || state.busy {
+            return errno(EBUSY);
+        }
+        state.ring = true;
+        Ok(())
+    }
+
+    fn hold_writes(&self) -> Result<()> {
+        self.call()?.holds_writes = true;
+        Ok(())
+    }
+
+    fn give_back(&mut self) -> Result<()> {
+        let mut state = self.0.state.lock();
+        if !state.ring && !state.busy {
+            return errno(EINVAL);
+        }
+        (state.ring, state.busy, state.holds_writes) = (false, false, false);
+        state.set.clear();
+        Ok(())
+    }
+
+    fn set(&self, what: Intercept, on: bool) -> Result<()> {
+        let mut state = if on { self.call()? } else { self.0.state.lock() };
+        assert!(state.ring, "{what:?} without a ring");
+        let changed = if on { state.set.insert(what) } else { state.set.remove(&what) };
+        if changed { Ok(()) } else { errno(EEXIST) }
+    }
+
+    fn request(&mut self) -> Result<Option<Slot>> {
+        Ok(self.0.state.lock().requests.pop_front())
+    }
+
+    fn respond(&mut self, response: &Slot) -> Result<()> {
+        let mut state = self.0.state.lock();
+        assert!(state.ring, "an answer without a ring");
+        state.responses.push(*response);
+        self.0.changed.notify_all();
+        Ok(())
+    }
+
+    fn wait(&mut self, timeout: Duration) -> Result<()> {
+        let mut state = self.0.state.lock();
+        if !state.rung && state.requests.is_empty() {
+            let _ = self.0.changed.wait_for(&mut state, timeout);
+        }
+        state.rung = false;
+        Ok(())
+    }
+}
+
+struct FakeBell(Arc<Shared>);
+
+impl Bell for FakeBell {
+    fn ring(&self) {
+        self.0.state.lock().rung = true;
+        self.0.changed.notify_all();
+    }
+}
+
+impl Probe for Fake {
+    fn events(&self) -> Result<u32> {
+        Ok(0x3fff)
+    }
+
+    fn views(&self) -> Result<bool> {
+        Ok(self.0.state.lock().views)
+    }
+
+    fn rights(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn bell(&self) -> Arc<dyn Bell> {
+        Arc::new(FakeBell(Arc::clone(&self.0)))
+    }
+}
+
+impl Slat for Fake {
+    fn set_views(&self, on: bool) -> Result<()> {
+        let mut state = if on { self.call()? } else { self.0.state.lock() };
+        state.views = on;
+        state.made = BTreeSet::from([0]);
+        (state.access, state.shown, state.on) = (BTreeMap::new(), BTreeMap::new(), 0);
+        Ok(())
+    }
+
+    fn create(&self) -> Result<u16> {
+        let mut state = self.call()?;
+        assert!(state.views);
+        let free = (1..10).find(|view| !state.made.contains(view));
+        let Some(view) = free else { return errno(EINVAL) };
+        state.made.insert(view);
+        Ok(view)
+    }
+
+    fn destroy(&self, view: u16) -> Result<()> {
+        let mut state = self.call()?;
+        if state.on == view {
+            return errno(EBUSY);
+        }
+        assert!(state.made.remove(&view));
+        state.access.retain(|(of, _), _| *of != view);
+        state.shown.retain(|(of, _), _| *of != view);
+        Ok(())
+    }
+
+    fn switch(&self, view: u16) -> Result<()> {
+        let mut state = self.call()?;
+        assert!(state.made.contains(&view));
+        state.on = view;
+        Ok(())
+    }
+
+    fn set_access(&self, view: u16, frames: Range<u64>, access: u8) -> Result<()> {
+        let mut state = if access == 7 { self.0.state.lock() } else { self.call()? };
+        assert!(state.made.contains(&view), "no view {view}");
+        for frame in frames {
+            state.access.insert((view, frame), access);
+        }
+        Ok(())
+    }
+
+    fn change(&self, view: u16, frame: u64, to: Option<u64>) -> Result<()> {
+        let mut state = self.call()?;
+        assert!(state.made.contains(&view) && view != 0);
+        match to {
+            Some(to) => state.shown.insert((view, frame), to),
+            None => state.shown.remove(&(view, frame)),
+        };
+        state.access.remove(&(view, frame));
+        Ok(())
+    }
+}
+
+impl Pages for Fake {
+    fn add(&self, frame: u64) -> Result<()> {
+        let mut state = self.call()?;
+        assert!(state.added.insert(frame));
+        Ok(())
+    }
+
+    fn remove(&self, frames: &[u64]) -> Result<()> {
+        let mut state = self.0.state.lock();
+        frames.iter().for_each(|frame| assert!(state.added.remove(frame)));
+        Ok(())
+    }
+
+    fn set_max(&self, pages: u64) -> Result<()> {
+        self.0.state.lock().max = pages;
+        Ok(())
+    }
+
+    fn highest(&self) -> Result<u64> {
+        Ok(0xff)
+    }
+}
+
+/// A request as Xen makes them: reason, vCPU, view, what it is about, RIP.
+pub fn request(why: u32, vcpu: u32, view: Option<u16>, content: &[u64], rip: u64) -> Slot {
+    let mut slot = [0; SLOT];
+    let mut put = |at: usize, bytes: &[u8]| slot[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, &7_u32.to_le_bytes());
+    let alternate = if view.is_some() { flag::ALTERNATE_P2M } else { 0 };
+    put(4, &(flag::VCPU_PAUSED | alternate).to_le_bytes());
+    put(8, &why.to_le_bytes());
+    put(12, &vcpu.to_le_bytes());
+    put(16, &view.unwrap_or(0).to_le_bytes());
+    for (n, word) in content.iter().enumerate() {
+        put(24 + 8 * n, &word.to_le_bytes());
+    }
+    put(208, &rip.to_le_bytes());
+    slot
+}
+
+/// The flags of an answer.
+pub fn flags(slot: &Slot) -> u32 {
+    u32::from_le_bytes(slot[4..8].try_into().unwrap())
+}
+
+/// The view of an answer.
+pub fn view(slot: &Slot) -> u16 {
+    u16::from_le_bytes(slot[16..18].try_into().unwrap())
+}
+
+/// A word of an answer.
+pub fn word(slot: &Slot, at: usize) -> u64 {
+    u64::from_le_bytes(slot[at..at + 8].try_into().unwrap())
+}

@@ -1,0 +1,95 @@
+//! Whatever fails, and whenever we are killed, nothing of ours is left in the domain.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use vmtree_api::events::{EventKind, Wanted, Watch};
+use vmtree_api::views::{Remap, Rule};
+use vmtree_api::x86::Reg;
+use vmtree_api::{Access, Cancel, Driver, Gfn, Host, RegValue, VcpuId, ViewId};
+
+use super::Ram;
+use super::events::open;
+use super::fake::{Fake, Shared, flags, request};
+use crate::driver::{Opening, open_domain};
+use crate::events::wire::{flag, reason};
+use crate::recover;
+
+fn busy(driver: &dyn Driver) {
+    let rules = vec![Rule { view: ViewId(0), frames: Gfn(5)..Gfn(6), access: Access::READ, hold: true }];
+    let watches = [EventKind::Cr3, EventKind::Msr, EventKind::SingleStep].map(|kind| Watch {
+        kind,
+        way: None,
+        vcpu: None,
+        index: None,
+        hold: true,
+    });
+    let _ = driver.events().unwrap().watch(&Wanted { watches: watches.to_vec(), rules });
+    let views = driver.views().unwrap();
+    if let Ok(made) = views.create() {
+        let _ = views.remap(made, Gfn(5), Remap::Copy);
+        let _ = views.switch(Some(VcpuId(1)), made);
+        let _ = views.switch(None, made);
+    }
+    let pause = driver.execution().unwrap().pause();
+    let _ = driver.registers().unwrap().write(VcpuId(0), &[(Reg::Rax.id(), RegValue::Word(7))]);
+    let cancel = Cancel::default();
+    cancel.raise();
+    let _ = driver.execution().unwrap().step(VcpuId(0), 3, &cancel);
+    drop(pause);
+}
+
+#[test]
+fn whichever_call_fails_nothing_is_left() {
+    for fails in 0..80 {
+        let xen = Shared::new(2);
+        let driver = open(&xen);
+        xen.state.lock().fails_in = Some(fails);
+        busy(&*driver);
+        xen.state.lock().fails_in = None;
+        drop(driver);
+        xen.is_clean();
+    }
+}
+
+/// Keeps the last note.
+#[derive(Default)]
+struct Keeper(Mutex<String>);
+
+impl Host for Keeper {
+    fn ended(&self, _why: &str) {}
+
+    fn note(&self, undo: &str) -> vmtree_api::Result<()> {
+        *self.0.lock() = undo.to_owned();
+        Ok(())
+    }
+}
+
+#[test]
+fn what_a_killed_daemon_left_is_undone() {
+    let xen = Shared::new(2);
+    let keeper = Arc::new(Keeper::default());
+    let shared = Arc::clone(&xen);
+    let open = Box::new(move || Ok(Box::new(Fake(shared)) as Box<dyn crate::hypervisor::Hypervisor>));
+    let frames = Arc::new(Ram::new(&[0..0x100, 0x10_1000..0x10_1100]));
+    let opening =
+        Opening { domid: 3, name: None, version: None, budget: 8 << 20, take_ring: false, frames, open };
+    let driver = open_domain(opening, Arc::clone(&keeper) as Arc<dyn Host>).unwrap();
+    busy(&*driver);
+    let pause = driver.execution().unwrap().pause().unwrap();
+    xen.ask(request(reason::WRITE_CTRLREG, 1, Some(0), &[1, 0x2000, 0x1000], 0x1000));
+    let held = driver.events().unwrap().next(Duration::from_secs(5)).unwrap().unwrap();
+    let note = keeper.0.lock().clone();
+    assert!(note.contains("1:cr3=0x2000"), "{note}");
+    assert_eq!(recover::domid(&note), Some(3));
+    // A process that is killed drops nothing.
+    let answered = xen.state.lock().responses.len();
+    std::mem::forget((driver, pause, held));
+    recover::undo(&mut Fake(Arc::clone(&xen)), &note).unwrap();
+    xen.is_clean();
+    assert_eq!(xen.register(1, 672), 0x2000, "the write that was held");
+    let told = xen.answers(answered + 2);
+    assert!(told[answered..].iter().all(|answer| flags(answer) == flag::VCPU_PAUSED));
+    recover::undo(&mut Fake(xen), "").unwrap();
+}
