@@ -227,7 +227,8 @@ fn code_at(cpu: &dyn Vcpu, from: u64) -> [u8; 2] {
 pub fn event(cpu: &dyn Vcpu, tracked: &mut Tracked, delivery: Delivery, from: u64, to: u64) -> Event {
     let mode = Mode::of(cpu);
     let frame = Frame::of(cpu, mode);
-    let code = code_at(cpu, from);
+    // What comes from outside has nothing to do with it.
+    let code = if delivery == Delivery::Exception { code_at(cpu, from) } else { [0; 2] };
     let vector = choose(&idt::vectors(cpu, tracked, mode, to), delivery, code, frame);
     let kind = type_of(delivery, vector, code, frame, mode);
     let mut event = Event::new(Kind::Interrupt, Way::Once, cpu.number());
