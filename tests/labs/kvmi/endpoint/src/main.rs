@@ -1,11 +1,13 @@
 //! `vmtree-kvmi-endpoint SOCKET [MACHINE] [NAME]`: starts the built-in machine (`vcpus=2,ram=64M`, as behind `emu:`) and connects it
-//! to the introspector that listens at SOCKET, again whenever it goes, as QEMU's `reconnect=1` does.
+//! to the introspector that listens at SOCKET, again whenever it goes, as QEMU's `reconnect=1` does. A line on its standard input
+//! asks the introspector to let the VM go, as QEMU does before it stops or moves one.
 
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use std::{env, thread};
+use std::{env, io, thread};
 
 use vmtree_api::{Driver, NoHost, Source};
 use vmtree_kvmi_endpoint::session;
@@ -30,6 +32,9 @@ fn main() -> ExitCode {
         }
     };
     let name = arguments.next().unwrap_or_else(|| "lab".to_owned());
+    let unhook = Arc::new(AtomicBool::new(false));
+    let asked = Arc::clone(&unhook);
+    thread::spawn(move || io::stdin().lines().for_each(|_| asked.store(true, Ordering::Release)));
     loop {
         if driver.execution().is_ok_and(|execution| execution.state().is_err()) {
             eprintln!("the machine has ended");
@@ -38,7 +43,7 @@ fn main() -> ExitCode {
         let connected = UnixStream::connect(&path).and_then(|mut socket| {
             session::handshake(&mut socket, &name)?;
             eprintln!("connected");
-            session::serve(&driver, socket)
+            session::serve(&driver, socket, &unhook)
         });
         match connected {
             Ok(()) => eprintln!("the introspector has gone"),

@@ -22,6 +22,7 @@ pub struct Session {
     state: Mutex<State>,
     out: Mutex<UnixStream>,
     closed: AtomicBool,
+    unhook: Arc<AtomicBool>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -59,17 +60,23 @@ pub fn handshake(socket: &mut UnixStream, name: &str) -> io::Result<()> {
     socket.read_exact(&mut vec![0; size - 4])
 }
 
-/// Serves one introspector until it goes, breaks the protocol, or the machine ends, and then undoes all that it did.
+/// Serves one introspector until it goes, breaks the protocol, or the machine ends, and then undoes all that it did. Once
+/// `unhook` is set, the introspector is told that QEMU wants to stop the VM.
 ///
 /// # Errors
 /// Why the connection ended; an introspector that closes it is none.
-pub fn serve(driver: &Arc<dyn Driver>, mut socket: UnixStream) -> io::Result<()> {
+pub fn serve(
+    driver: &Arc<dyn Driver>,
+    mut socket: UnixStream,
+    unhook: &Arc<AtomicBool>,
+) -> io::Result<()> {
     let vcpus = driver.facts().vcpus.unwrap_or(1);
     let session = Arc::new(Session {
         driver: Arc::clone(driver),
         state: Mutex::new(State::new(vcpus)),
         out: Mutex::new(socket.try_clone()?),
         closed: AtomicBool::new(false),
+        unhook: Arc::clone(unhook),
     });
     let events = {
         let session = Arc::clone(&session);
@@ -112,6 +119,10 @@ impl Session {
     fn events(&self) {
         let Ok(source) = self.driver.events() else { return };
         while !self.closed.load(Ordering::Acquire) {
+            if self.unhook.swap(false, Ordering::AcqRel) {
+                let mut state = lock(&self.state);
+                self.send(&unhook(&mut state));
+            }
             match source.next(Duration::from_millis(20)) {
                 Ok(Some(held)) => self.raised(held),
                 Ok(None) => {}
@@ -216,8 +227,7 @@ fn answer(message: &Message, done: Result<Vec<u8>, i32>) -> Message {
 }
 
 /// What QEMU sends before it stops or moves a guest. It has no answer: the introspector closes the connection.
-#[must_use]
-pub fn unhook(state: &mut State) -> Message {
+fn unhook(state: &mut State) -> Message {
     state.seq = state.seq.wrapping_add(1);
     let bytes = crate::layout::event(event::UNHOOK, 0, 0, &vmtree_api::x86::Registers::default());
     Message { id: id::EVENT, seq: state.seq, data: bytes }
