@@ -1,7 +1,7 @@
 //! The built-in machine under observation: its own rate of events, and the guest's slowdown.
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
@@ -18,27 +18,49 @@ const ROUNDS: usize = 7;
 /// The guest's work: so many rounds of two instructions.
 const SPIN: u64 = 1_500_000;
 
-/// A mounted built-in machine, with its guest quiet.
+/// A mount of `source` at `vm` below the folder; it ends with it.
+pub struct Mounted(tempfile::TempDir);
+
+/// Mounts `source`.
+pub fn mount(source: &str) -> Mounted {
+    let dir = tempfile::tempdir().expect("a folder");
+    let vm = dir.path().join("vm");
+    fs::create_dir(&vm).expect("a mountpoint");
+    let status = Command::new(env!("CARGO_BIN_EXE_vmtree")).args(["mount", source]).arg(&vm).status();
+    assert!(status.is_ok_and(|status| status.success()), "vmtree mount");
+    Mounted(dir)
+}
+
+impl Mounted {
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join("vm").join(name)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new(env!("CARGO_BIN_EXE_vmtree")).arg("umount").arg(self.path("")).status();
+    }
+}
+
+/// A mounted VM, with its guest quiet.
 pub struct Machine {
-    dir: tempfile::TempDir,
+    mounted: Mounted,
     guest: Mailbox<File>,
 }
 
 impl Machine {
     pub fn mount(source: &str) -> Self {
-        let dir = tempfile::tempdir().expect("a folder");
-        let vm = dir.path().join("vm");
-        fs::create_dir(&vm).expect("a mountpoint");
-        let status = Command::new(env!("CARGO_BIN_EXE_vmtree")).args(["mount", source]).arg(&vm).status();
-        assert!(status.is_ok_and(|status| status.success()), "vmtree mount");
-        let guest = Mailbox::new(File::options().read(true).write(true).open(vm.join("mem")).expect("mem"));
+        let mounted = mount(source);
+        let mem = File::options().read(true).write(true).open(mounted.path("mem")).expect("mem");
+        let guest = Mailbox::new(mem);
         guest.wait_running(LIMIT).expect("the guest");
         guest.background(false, LIMIT).expect("a quiet guest");
-        Self { dir, guest }
+        Self { mounted, guest }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join("vm").join(name)
+        self.mounted.path(name)
     }
 
     pub fn daemon(&self) -> u32 {
@@ -58,6 +80,29 @@ impl Machine {
         })
     }
 
+    /// Microseconds from each answer to a held CR3 write to the next such event; the guest makes one every few instructions.
+    pub fn held(&self, events: usize) -> Vec<f64> {
+        let path = self.path("events/cr3,dir=to");
+        let mut file = File::options().read(true).write(true).open(path).expect("events/cr3");
+        let switches = self.switches(events as u64);
+        let (mut buf, mut times) = ([0; 4096], Vec::with_capacity(events));
+        let mut got = file.read(&mut buf).expect("an event");
+        for index in 0..events {
+            let line = std::str::from_utf8(&buf[..got]).expect("text");
+            let seq = line.strip_prefix("seq=").and_then(|rest| rest.split(' ').next()).expect("seq");
+            let answer = format!("{seq} continue\n");
+            let begun = Instant::now();
+            file.write_all(answer.as_bytes()).expect("an answer");
+            if index + 1 < events {
+                got = file.read(&mut buf).expect("an event");
+                times.push(begun.elapsed().as_secs_f64() * 1e6);
+            }
+        }
+        drop(file);
+        switches.join().expect("the guest");
+        times
+    }
+
     /// How long the guest takes for its work, in seconds.
     fn work(&self) -> f64 {
         let begun = Instant::now();
@@ -66,7 +111,7 @@ impl Machine {
     }
 
     /// The median of the guest's time with `armed` open, over that without; both in turn.
-    fn slowdown(&self, armed: &str, rule: Option<&str>) -> f64 {
+    pub fn slowdown(&self, armed: &str, rule: Option<&str>) -> f64 {
         let mut ratios: Vec<f64> = (0..ROUNDS)
             .map(|_| {
                 let without = self.work();
@@ -83,12 +128,6 @@ impl Machine {
             })
             .collect();
         share(&mut ratios, 0.5)
-    }
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        let _ = Command::new(env!("CARGO_BIN_EXE_vmtree")).arg("umount").arg(self.path("")).status();
     }
 }
 

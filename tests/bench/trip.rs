@@ -1,7 +1,6 @@
 //! The round trip of a held event at the file: the answer's write(2) until the read(2) of the next event is over.
 
 use std::fs::File;
-use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::time::Instant;
 
@@ -24,29 +23,6 @@ fn bare(file: &File) -> Vec<f64> {
     (0..EVENTS).map(one).collect()
 }
 
-/// Microseconds from each answer to the next event; the guest makes one every few instructions.
-fn held(machine: &Machine) -> Vec<f64> {
-    let path = machine.path("events/cr3,dir=to");
-    let mut file = File::options().read(true).write(true).open(path).expect("events/cr3");
-    let switches = machine.switches(EVENTS as u64);
-    let (mut buf, mut times) = ([0; 4096], Vec::with_capacity(EVENTS));
-    let mut got = file.read(&mut buf).expect("an event");
-    for index in 0..EVENTS {
-        let line = std::str::from_utf8(&buf[..got]).expect("text");
-        let seq = line.strip_prefix("seq=").and_then(|rest| rest.split(' ').next()).expect("seq");
-        let answer = format!("{seq} continue\n");
-        let begun = Instant::now();
-        file.write_all(answer.as_bytes()).expect("an answer");
-        if index + 1 < EVENTS {
-            got = file.read(&mut buf).expect("an event");
-            times.push(begun.elapsed().as_secs_f64() * 1e6);
-        }
-    }
-    drop(file);
-    switches.join().expect("the guest");
-    times
-}
-
 pub fn run() -> bool {
     println!("a held event at the file, against write + read of the bare file");
     let dir = tempfile::tempdir().expect("a folder");
@@ -55,7 +31,7 @@ pub fn run() -> bool {
     let machine = Machine::mount("emu:ram=64M,vcpus=1");
     let (mut medians, mut tails, mut times) = (Vec::new(), Vec::new(), (Vec::new(), Vec::new()));
     for _ in 0..ROUNDS {
-        let (mut base, mut trip) = (bare(&file), held(&machine));
+        let (mut base, mut trip) = (bare(&file), machine.held(EVENTS));
         medians.push(share(&mut trip, 0.5) / share(&mut base, 0.5));
         tails.push(share(&mut trip, 0.99) / share(&mut base, 0.99));
         times.0.push(share(&mut base, 0.5));

@@ -33,6 +33,15 @@ impl Baked {
     pub fn fetches(&self, frame: u64) -> bool {
         self.fetch.iter().any(|frames| frames.contains(&frame))
     }
+
+    /// Whether all that `other` has is here too.
+    #[must_use]
+    pub fn covers(&self, other: &Self) -> bool {
+        let inside = |inner: &Range<u64>| {
+            self.fetch.iter().any(|outer| outer.start <= inner.start && inner.end <= outer.end)
+        };
+        (self.step || !other.step) && (self.access || !other.access) && other.fetch.iter().all(inside)
+    }
 }
 
 impl Armed {
@@ -127,5 +136,9 @@ mod tests {
         assert_eq!(armed.violates(10, Way::Write), None);
         let baked = armed.baked();
         assert!(baked.fetches(2) && baked.fetches(4) && !baked.fetches(9) && baked.access && !baked.step);
+        let less = Baked { fetch: vec![2..3, 4..5], ..Baked::default() };
+        assert!(baked.covers(&less) && baked.covers(&Baked::default()) && !less.covers(&baked));
+        assert!(!baked.covers(&Baked { step: true, ..Baked::default() }));
+        assert!(!baked.covers(&Baked { fetch: vec![1..3, 4..5], ..Baked::default() }));
     }
 }

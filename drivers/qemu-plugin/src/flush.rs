@@ -46,19 +46,37 @@ impl Flush {
         self.wanted.load(Ordering::Relaxed) && !self.asked.swap(true, Ordering::SeqCst)
     }
 
+    /// On the thread of a vCPU that is about to run again: waits for a flush that another one has asked for and that is not done
+    /// yet, since nothing is to be executed that was translated before. Not long, as that one may need QEMU's lock, which
+    /// is held here.
+    pub fn let_pass(&self) {
+        const SHORT: Duration = Duration::from_millis(20);
+        let under_way = || self.wanted.load(Ordering::SeqCst) && self.asked.load(Ordering::SeqCst);
+        if under_way() {
+            let done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
+            let _ = self.changed.wait_timeout_while(done, SHORT, |_| under_way());
+        }
+    }
+
     /// QEMU has flushed.
     pub fn finished(&self) {
+        let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
         self.wanted.store(false, Ordering::SeqCst);
         self.asked.store(false, Ordering::SeqCst);
-        *self.done.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        *done += 1;
         self.changed.notify_all();
+    }
+
+    /// Wants a flush, whenever a vCPU comes by.
+    pub fn ask(&self) {
+        self.wanted.store(true, Ordering::SeqCst);
     }
 
     /// Wants a flush and waits until it is done, or is sure to be done before any vCPU runs on. Whether it is.
     pub fn wait(&self) -> bool {
         let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
         let before = *done;
-        self.wanted.store(true, Ordering::SeqCst);
+        self.ask();
         let end = Instant::now() + PATIENCE;
         while *done == before {
             let running = |state: &AtomicU8| state.load(Ordering::SeqCst) == RUNNING;

@@ -26,16 +26,17 @@ pub fn translated(block: &Block) {
         let mut buf = [0; 16];
         let bytes = instruction.bytes(&mut buf);
         let address = instruction.address();
+        // Callbacks come in this order: an instruction is fetched before it does anything.
+        if *baked != Baked::default() {
+            let bits = *bits.get_or_insert_with(|| interrupts::bits(&cpu));
+            let of = |op| Site { split: behind.flags(index, bits), ..Site::plain(op, address, bytes.len()) };
+            bake(&baked, &cpu, &instruction, address, of, &mut page);
+        }
         if decode::may_be_watched(bytes) {
             let bits = *bits.get_or_insert_with(|| interrupts::bits(&cpu));
             if let Some(site) = decode::site(bytes, bits, address) {
                 instruction.watch(Site { split: behind.flags(index, bits), ..site }.pack());
             }
-        }
-        if *baked != Baked::default() {
-            let bits = *bits.get_or_insert_with(|| interrupts::bits(&cpu));
-            let of = |op| Site { split: behind.flags(index, bits), ..Site::plain(op, address, bytes.len()) };
-            bake(&baked, &cpu, &instruction, address, of, &mut page);
         }
     }
 }
@@ -188,16 +189,18 @@ pub fn started(cpu: &mut Cpu) {
 pub fn idle(vcpu: u32, still: bool) {
     let Some(plugin) = plugin() else { return };
     plugin.flush.still(vcpu, still);
-    if !still {
-        come_by(plugin);
+    if !still && !come_by(plugin) {
+        plugin.flush.let_pass();
     }
 }
 
-/// On a vCPU's thread: does what waits for one.
-fn come_by(plugin: &Arc<Plugin>) {
-    if plugin.flush.due() {
+/// On a vCPU's thread: does what waits for one. Whether something did.
+fn come_by(plugin: &Arc<Plugin>) -> bool {
+    let due = plugin.flush.due();
+    if due {
         crate::sys::flush(plugin.id);
     }
+    due
 }
 
 /// QEMU has dropped its translations and our callbacks.

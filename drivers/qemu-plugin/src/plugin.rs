@@ -109,7 +109,8 @@ impl Plugin {
         }
     }
 
-    fn replace(&self, armed: Armed) -> (Arc<Armed>, bool) {
+    /// What was wanted and translated before.
+    fn replace(&self, armed: Armed) -> (Arc<Armed>, Arc<Baked>) {
         let baked = armed.baked();
         // Wide first, so that nothing that both want is missed between.
         self.kinds.fetch_or(armed.kinds(), Ordering::SeqCst);
@@ -119,15 +120,24 @@ impl Plugin {
             Arc::new(armed),
         );
         self.kinds.store(kinds, Ordering::SeqCst);
-        let mut now = self.baked.write().unwrap_or_else(PoisonError::into_inner);
-        let changed = **now != baked;
-        *now = Arc::new(baked);
-        (before, changed)
+        let baked = std::mem::replace(
+            &mut *self.baked.write().unwrap_or_else(PoisonError::into_inner),
+            Arc::new(baked),
+        );
+        (before, baked)
     }
 
     fn arm(&self, wanted: &Wanted) -> Result<(), Refusal> {
-        let (before, changed) = self.replace(Armed::new(wanted));
-        if !changed || self.flush.wait() {
+        let (before, translated) = self.replace(Armed::new(wanted));
+        if *translated == *self.baked() {
+            return Ok(());
+        }
+        // What is no longer wanted is told no more from now on, and costs until a vCPU comes by.
+        if translated.covers(&self.baked()) {
+            self.flush.ask();
+            return Ok(());
+        }
+        if self.flush.wait() {
             return Ok(());
         }
         let before = Arc::try_unwrap(before).unwrap_or_else(|shared| Armed::clone(&shared));

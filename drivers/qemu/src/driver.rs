@@ -11,7 +11,7 @@ use vmtree_api::{
     Arch, Driver, Error, ErrorKind, Execution, Facts, Host, Memory, Missing, Registers, Result, Source,
 };
 
-use crate::agent::{self, Events};
+use crate::agent::{self, Armed, Events};
 use crate::control::Control;
 use crate::debts::Debts;
 use crate::execution::Vm;
@@ -31,7 +31,7 @@ struct Qemu {
     facts: Facts,
     memory: Arc<GuestMemory>,
     /// Dropped before the rest: it lets go of what it holds, so that QEMU can be stopped and let go on.
-    events: std::result::Result<Events, Missing>,
+    events: std::result::Result<Armed<Vm>, Missing>,
     /// Dropped, it stops waiting for QEMU's end.
     _watch: Watch,
     registers: Arc<Access>,
@@ -81,8 +81,10 @@ pub fn open(mut source: Source, host: Arc<dyn Host>) -> Result<Box<dyn Driver>> 
     let registers = Arc::new(Access::new(Arc::clone(&control), pid, with_gdb, kvm).with(holds));
     let mut keeper = Keeper::new(pid, &control, Arc::clone(&memory), Arc::clone(&ended), Arc::clone(&host));
     let watch = Watch::start(process, ended, host, move || keeper.tick())?;
-    let execution = Vm(control, Arc::clone(&registers));
-    Ok(Box::new(Qemu { events: agent, facts, memory, _watch: watch, registers, execution }))
+    let execution = || Vm(Arc::clone(&control), Arc::clone(&registers));
+    let events = agent.map(|events| Armed::new(events, execution()));
+    let execution = execution();
+    Ok(Box::new(Qemu { events, facts, memory, _watch: watch, registers, execution }))
 }
 
 fn facts(qmp: &Qmp, pid: u32) -> Result<Facts> {

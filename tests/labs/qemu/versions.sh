@@ -100,12 +100,16 @@ suite() {
     driver) "${CARGO:-cargo}" test -p vmtree-qemu --test '*' ;;
     conformance) "${CARGO:-cargo}" test --test conformance qemu_ ;;
     events)
+        suite plugin
+        "${CARGO:-cargo}" test --test qemu_events --test qemu_debian --test trace
+        "${CARGO:-cargo}" test --test conformance qemu_with_the_plugin
+        ;;
+    plugin)
         "${CARGO:-cargo}" build -p vmtree-qemu-plugin
         "${CARGO:-cargo}" test -p vmtree-qemu-plugin --test qemu
-        "${CARGO:-cargo}" test --test qemu_events
         ;;
     mounts) "${CARGO:-cargo}" test --test qemu --test qemu_pause ;;
-    *) echo "there is no suite '$1': driver, conformance, events, mounts" >&2 && exit 2 ;;
+    *) echo "there is no suite '$1': driver, conformance, events, plugin, mounts" >&2 && exit 2 ;;
     esac
 }
 

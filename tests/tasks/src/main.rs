@@ -43,6 +43,18 @@ const TASKS: &[Task] = &[
         command: &["cargo", "test", "--workspace"],
     },
     Task {
+        name: "qemu11",
+        about: "the plugin in QEMU 11: its events, the suite, a Debian guest",
+        needs: "apt-get",
+        command: &["tests/labs/qemu/versions.sh", "run", "11", "events"],
+    },
+    Task {
+        name: "qemu10",
+        about: "the plugin in QEMU 10.0",
+        needs: "apt-get",
+        command: &["tests/labs/qemu/versions.sh", "run", "10", "plugin"],
+    },
+    Task {
         name: "doc",
         about: "documentation builds without warnings",
         needs: "cargo",

@@ -1,5 +1,6 @@
 //! The agent inside QEMU (drivers/qemu-plugin): events and verdicts, and the registers of held vCPUs.
 
+mod armed;
 mod check;
 mod connect;
 mod events;
@@ -10,6 +11,7 @@ mod plugin;
 mod regs;
 mod words;
 
+pub use armed::Armed;
 pub use connect::find;
 pub use events::Events;
 pub use held::{Holds, Monitor};
