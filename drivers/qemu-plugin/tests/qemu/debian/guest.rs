@@ -12,7 +12,7 @@ use super::vm::{self, Vm};
 use crate::lab::{Socket, at_least, library, soon, wanted, watch};
 
 /// How long a boot may take on a busy host.
-const BOOT: Duration = Duration::from_secs(180);
+pub const BOOT: Duration = Duration::from_secs(180);
 
 pub struct Guest {
     pub vm: Vm,
@@ -53,10 +53,15 @@ impl Guest {
         Some(Self { vm, client, told, over, taker: Some(taker) })
     }
 
-    /// Waits until the guest has said all, stops it, and gives what was told of it until then.
+    /// Waits until the guest has said all; then as [`Guest::told`].
     pub fn told_all(&mut self) -> Vec<Event> {
         self.vm.await_serial("guest has told all", BOOT);
         self.vm.await_serial("probe has gpa", BOOT);
+        self.told()
+    }
+
+    /// Stops it, and gives what was told of it until then.
+    pub fn told(&mut self) -> Vec<Event> {
         self.vm.human("stop");
         let count = || self.told.lock().unwrap().len();
         let mut before = usize::MAX;

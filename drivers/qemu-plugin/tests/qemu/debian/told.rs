@@ -6,8 +6,8 @@ use std::fs;
 use vmtree_agent::client::Failure;
 use vmtree_agent::{Code, Event, Kind, Subject, Way, flag};
 
-use super::guest::Guest;
-use crate::lab::{release, wanted, watch};
+use super::guest::{BOOT, Guest};
+use crate::lab::{release, soon, wanted, watch};
 
 /// A delivery: vector, instruction, privilege level, whether by INT, error code, CR2.
 type Delivery = (u64, u64, u64, bool, Option<u64>, Option<u64>);
@@ -24,13 +24,19 @@ fn logged(line: &str) -> Option<Delivery> {
     Some((vector, word("pc")?, word("cpl")?, by_int, coded.then(|| word("e")).flatten(), cr2))
 }
 
+/// What is told of a delivery, where the vector is known; 0 stands for one that is not.
 fn told(event: &Event) -> Delivery {
-    assert_eq!(event.flags & flag::NO_VECTOR, 0, "{event:x?}");
     let error = (event.flags & flag::ERROR != 0).then_some(u64::from(event.extra));
     let cr2 = (event.flags & flag::CR2 != 0).then_some(event.b);
     // INT n and INT3.
     let by_int = matches!(event.index >> 8, 3 | 5);
     ((event.index & 0xff).into(), event.rip, event.cpl.into(), by_int, error, cr2)
+}
+
+/// What QEMU has logged so far.
+fn log(guest: &Guest) -> Vec<Delivery> {
+    let log = fs::read(guest.vm.folder().join("log")).unwrap();
+    String::from_utf8_lossy(&log).lines().filter_map(logged).collect()
 }
 
 fn by_vector<'a>(deliveries: impl IntoIterator<Item = &'a Delivery>) -> BTreeMap<u64, u64> {
@@ -46,10 +52,10 @@ fn each_delivery_of_a_boot_is_the_one_that_qemu_logs() {
         let args = [args, &["-d", "int", "-D", "log"]].concat();
         let Some(mut guest) = Guest::start(&[Kind::Interrupt], line, &args) else { return };
         let events = guest.told_all();
-        let log = fs::read(guest.vm.folder().join("log")).unwrap();
-        let log: Vec<_> = String::from_utf8_lossy(&log).lines().filter_map(logged).collect();
+        let log = log(&guest);
         // The firmware's have no page tables, and are not in the log.
         let (kernel, firmware): (Vec<Event>, _) = events.iter().partition(|event| event.cr3 != 0);
+        assert!(events.iter().all(|event| event.flags & flag::NO_VECTOR == 0), "{events:x?}");
         let kernel: Vec<_> = kernel.iter().map(told).collect();
         eprintln!("'{line}': {} of the firmware, {:?}", firmware.len(), by_vector(&kernel));
         assert_eq!(by_vector(&kernel), by_vector(&log), "'{line}'");
@@ -59,6 +65,37 @@ fn each_delivery_of_a_boot_is_the_one_that_qemu_logs() {
         // INT 0x10, which says the firmware's own first line.
         assert!(firmware.iter().map(told).any(|told| (told.0, told.3) == (0x10, true)));
     }
+}
+
+#[test]
+fn deliveries_by_a_table_that_nobody_saw_loaded_are_told_without_their_vectors() {
+    let Some(mut first) = Guest::start(&[Kind::Interrupt], "", &[]) else { return };
+    // Much is still to come.
+    first.vm.await_serial("probe touches", BOOT);
+    first.vm.human("stop");
+    first.vm.human("migrate file:state");
+    soon("its state is written", || first.vm.human("info migrate").contains("completed"));
+    let state = format!("file:{}", first.vm.folder().join("state").display());
+    let args = ["-d", "int", "-D", "log", "-incoming", &state];
+    let mut second = Guest::start(&[Kind::Interrupt], "", &args).unwrap();
+    // It came paused.
+    soon("it goes on", || {
+        second.vm.human("cont").is_empty() && second.vm.human("info status").contains("running")
+    });
+    second.vm.await_serial("guest says", BOOT);
+    let (events, log) = (second.told(), log(&second));
+    assert!(
+        events.len() > 100 && events.iter().all(|event| event.flags & flag::NO_VECTOR != 0),
+        "{events:x?}"
+    );
+    // All but the vector, and CR2, is told as ever.
+    let events: Vec<_> = events.iter().map(told).collect();
+    let log: Vec<_> =
+        log.iter().map(|(_, pc, level, by_int, error, _)| (0, *pc, *level, *by_int, *error, None)).collect();
+    assert_eq!(events.len(), log.len());
+    let other = events.iter().zip(&log).find(|(told, logged)| told != logged);
+    assert_eq!(other, None);
+    assert!(events.iter().any(|told| told.4.is_some()));
 }
 
 /// A value that the kernel says that it wrote to an MSR.
