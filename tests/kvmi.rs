@@ -5,6 +5,8 @@
 mod common;
 #[path = "labs/kvmi/lab.rs"]
 mod lab;
+#[path = "labs/kvmi/rough.rs"]
+mod rough;
 
 use std::path::PathBuf;
 
@@ -111,4 +113,28 @@ fn the_socket_is_ours_alone_and_goes_once_qemu_is_there() {
     let refused = mount("3").output().unwrap();
     assert!(String::from_utf8_lossy(&refused.stderr).contains("no socket"), "{refused:?}");
     assert_eq!(std::fs::read_to_string(&socket).unwrap(), "precious");
+}
+
+/// `VMTREE_ROUGH` runs, from `VMTREE_SEED` on.
+#[test]
+fn hosts_and_daemons_may_lie_and_die_at_any_message() {
+    const TEST: &str = "hosts_and_daemons_may_lie_and_die_at_any_message";
+    if folder(TEST).is_none() {
+        return;
+    }
+    let number = |name: &str, default: u64| {
+        std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+    };
+    let (seed, runs) = (number("VMTREE_SEED", 1), number("VMTREE_ROUGH", 33));
+    println!("VMTREE_SEED={seed} VMTREE_ROUGH={runs}");
+    for run in 0..runs {
+        let mut dice = rough::Dice((seed + run).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        let way = rough::WAYS[run as usize % rough::WAYS.len()];
+        // While it is mounted some thousand messages pass, of which the first are of all kinds. Daemons are there later.
+        let after = run % 3 != 0 || matches!(way, rough::Way::DaemonDies);
+        let at = if after || run % 2 == 0 { dice.below(60) } else { 2 + dice.below(2000) };
+        let at =
+            if !after && matches!(way, rough::Way::Shorter | rough::Way::Oversized) { at.max(1) } else { at };
+        rough::run(TEST, way, at, after, dice.below(1 << 40));
+    }
 }

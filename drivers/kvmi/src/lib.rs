@@ -20,6 +20,8 @@ mod owner;
 mod permissions;
 mod port;
 mod queue;
+#[cfg(any(test, feature = "fuzzing"))]
+mod script;
 #[cfg(feature = "libkvmi")]
 mod sys;
 mod table;
@@ -33,8 +35,10 @@ pub use doctor::checks;
 
 /// What an introspected host can send, for the fuzz targets of tests/fuzz; nothing else outside this crate uses it.
 #[doc(hidden)]
+#[cfg(feature = "fuzzing")]
 pub mod fuzz {
     pub use crate::hello::parse as hello;
+    pub use crate::script::session;
 }
 
 /// Waits for QEMU at the socket that `source` names, `kvmi:/tmp/introspector[,wait=SECONDS][,mode=OCTAL]`, and opens its VM.

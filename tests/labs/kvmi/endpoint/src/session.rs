@@ -65,11 +65,7 @@ pub fn handshake(socket: &mut UnixStream, name: &str) -> io::Result<()> {
 ///
 /// # Errors
 /// Why the connection ended; an introspector that closes it is none.
-pub fn serve(
-    driver: &Arc<dyn Driver>,
-    mut socket: UnixStream,
-    unhook: &Arc<AtomicBool>,
-) -> io::Result<()> {
+pub fn serve(driver: &Arc<dyn Driver>, mut socket: UnixStream, unhook: &Arc<AtomicBool>) -> io::Result<()> {
     let vcpus = driver.facts().vcpus.unwrap_or(1);
     let session = Arc::new(Session {
         driver: Arc::clone(driver),
