@@ -74,6 +74,8 @@ pub mod boot {
     pub const VCPUS: u64 = super::BOOT + 16;
     /// One of `mailbox::boot`; 0 for a direct start.
     pub const HOW: u64 = super::BOOT + 24;
+    /// 256 bytes: 1 where a vCPU with this local APIC's id came by the start-up IPI.
+    pub const PRESENT: u64 = super::BOOT + 0x100;
 }
 
 /// Where the real-mode code of the other vCPUs is copied: below 1 MiB, page aligned.
@@ -133,6 +135,8 @@ pub mod percpu {
     pub const TRAFFIC_TICK: i32 = 0xe8;
     /// Faults retried since the last tick.
     pub const RETRIES: i32 = 0xf0;
+    /// Its local APIC's id, in bits 31:24.
+    pub const APIC_ID: i32 = 0xf8;
 }
 
 /// Offsets in a context.
@@ -310,4 +314,6 @@ pub mod apic {
     pub const DIVIDE: u64 = BASE + 0x3e0;
     /// The count of 10 ms with the divider at 16, where the timer's clock is 1 GHz (QEMU, KVM).
     pub const TICK: u32 = 625_000;
+    /// The same for Xen, where that clock is 100 MHz.
+    pub const TICK_OF_XEN: u32 = TICK / 10;
 }

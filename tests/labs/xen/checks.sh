@@ -2,13 +2,18 @@
 # shellcheck shell=dash
 # What is checked in dom0, a line a check: T|NAME|ok, absent or FAILED|DETAIL.
 #
-#   checks.sh [emu|debian] [CHECK...]    what is mounted (the conformance guest), and how the names of the suite's checks begin
+#   checks.sh [emu|debian|vcpus=N] [CHECK...]    what is mounted (the conformance guest, with N vCPUs), and how the names of the
+#                                                suite's checks begin
 set -u
 # shellcheck source=tests/labs/xen/lib.sh
 . /lab/lib.sh
 
 kind=guest
-case ${1:-} in emu | debian) kind=$1 && shift ;; esac
+vcpus=1
+case ${1:-} in
+emu | debian) kind=$1 && shift ;;
+vcpus=*) vcpus=${1#vcpus=} && shift ;;
+esac
 mnt=/mnt/vm
 failed=/run/failed
 
@@ -98,7 +103,7 @@ emu)
     ;;
 guest)
     source=xen:guest
-    check start guest guest 1 && mount_and_check "$@"
+    check start guest guest "$vcpus" && mount_and_check "$@"
     check lives domain_lives guest
     ;;
 debian)

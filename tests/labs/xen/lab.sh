@@ -7,9 +7,11 @@
 #   tests/labs/xen/lab.sh script bochs|qemu FILE...   boot, run the first FILE in dom0 by sh, print its console, exit with its
 #                                                     exit code. All FILEs lie in dom0's /lab, programs with their libraries,
 #                                                     beside vmtree, vmtree-conformance, guest.elf and lib.sh (source it)
-#   tests/labs/xen/lab.sh run bochs|qemu [emu] [CHECK...]   boot, mount the conformance guest as xen:guest (or emu:) in dom0, run
-#                                                     the suite's checks (those whose names begin as CHECK); a line a check:
-#                                                     T|NAME|ok, absent or FAILED|DETAIL. Exit 0 if none failed
+#   tests/labs/xen/lab.sh run bochs|qemu [vcpus=N|emu|debian] [CHECK...]
+#                                                     boot, start the conformance guest (with 1 vCPU), mount it in dom0, run the
+#                                                     suite's checks (those whose names begin as CHECK); a line a check:
+#                                                     T|NAME|ok, absent or FAILED|DETAIL. Exit 0 if none failed. emu: the built-in
+#                                                     machine instead; debian: Debian's kernel, and the tracer of the docs
 #   tests/labs/xen/lab.sh shell                       dom0 in QEMU with a shell on this terminal; Ctrl-A X ends it
 #   tests/labs/xen/lab.sh inside COMMAND...           a command in the Debian root: /src is this source (read-only), /lab the
 #                                                     lab's folder, cargo builds into /lab/target. cargo check -p vmtree-xen
@@ -104,7 +106,9 @@ script() {
     add_files "$@"
     boot "$machine"
     # shellcheck disable=SC2154 # boot.sh
-    tail -n +1 -f -s 0.2 --pid="$emulator" "$work/console" 2>/dev/null | tr -d '\r' | sed -u -n "$shown"
+    tail -n +1 -f -s 0.2 --pid="$emulator" "$work/console" 2>/dev/null | sed -u -n "s/\r//g; $shown" &
+    # A signal ends a wait, and no other command.
+    wait "$!"
     result
 }
 
@@ -128,7 +132,7 @@ add_files() {
 }
 
 usage() {
-    sed -n '2,22s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,24s/^# \{0,1\}//p' "$0" >&2
     exit 2
 }
 

@@ -236,6 +236,9 @@ fn local_apic(a: &mut CodeAssembler) -> Emit {
     a.xor(eax, eax)?;
     a.mov(cr8, rax)?;
     count(a, Counter::Cr8Writes)?;
+    a.mov(ecx, apic::ID as u32)?;
+    a.mov(eax, dword_ptr(rcx))?;
+    a.mov(own(percpu::APIC_ID), rax)?;
     write_apic(a, apic::SPURIOUS, 0x100 | vector::SPURIOUS as u32)?;
     // Divide by 16; periodic.
     write_apic(a, apic::DIVIDE, 3)?;
@@ -247,18 +250,16 @@ fn local_apic(a: &mut CodeAssembler) -> Emit {
 }
 
 /// RAX becomes the timer's count of 10 ms: from the clock that CPUID leaf 0x15 tells in ECX (Intel SDM volume 3A,
-/// 11.5.4), else as at 1 GHz.
+/// 11.5.4), else as at Xen's or QEMU's clock.
 fn tick_count(a: &mut CodeAssembler) -> Emit {
     let (mut unknown, mut known) = (a.create_label(), a.create_label());
     a.xor(eax, eax)?;
-    a.cpuid()?;
-    count(a, Counter::Cpuids)?;
+    cpuid(a)?;
     a.cmp(eax, 0x15)?;
     a.jb(unknown)?;
     a.mov(eax, 0x15)?;
     a.xor(ecx, ecx)?;
-    a.cpuid()?;
-    count(a, Counter::Cpuids)?;
+    cpuid(a)?;
     a.mov(eax, ecx)?;
     a.xor(edx, edx)?;
     a.mov(ecx, 16 * 100)?;
@@ -266,8 +267,18 @@ fn tick_count(a: &mut CodeAssembler) -> Emit {
     a.test(eax, eax)?;
     a.jne(known)?;
     place(a, &mut unknown)?;
+    a.mov(eax, 0x4000_0000)?;
+    cpuid(a)?;
+    a.mov(eax, apic::TICK_OF_XEN)?;
+    a.cmp(ebx, u32::from_le_bytes(*b"XenV") as i32)?;
+    a.je(known)?;
     a.mov(eax, apic::TICK)?;
     place(a, &mut known)
+}
+
+fn cpuid(a: &mut CodeAssembler) -> Emit {
+    a.cpuid()?;
+    count(a, Counter::Cpuids)
 }
 
 /// Counts itself in; the last one says that the guest runs.

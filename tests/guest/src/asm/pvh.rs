@@ -227,17 +227,29 @@ fn delay(a: &mut CodeAssembler, milliseconds: u32) -> Emit {
     a.jne(top)
 }
 
-/// The others count themselves in, wait for the number of all, and take their local APIC's id as their number.
+/// The others count themselves in, wait for the number of all, and number themselves by their local APICs' ids: those need
+/// not follow on each other (Xen's are even).
 fn others(a: &mut CodeAssembler, l: &mut Labels) -> Emit {
-    let mut wait = a.create_label();
+    let (mut wait, mut lower, mut numbered) = (a.create_label(), a.create_label(), a.create_label());
     place(a, &mut l.pvh_other)?;
+    a.mov(ecx, apic::ID as u32)?;
+    a.mov(ecx, dword_ptr(rcx))?;
+    a.shr(ecx, 24)?;
+    a.mov(byte_ptr(rcx + layout::boot::PRESENT as i32), 1)?;
     a.lock().inc(at(layout::boot::ARRIVED))?;
     place(a, &mut wait)?;
-    a.mov(rsi, at(layout::boot::VCPUS))?;
-    a.test(rsi, rsi)?;
+    a.cmp(at(layout::boot::VCPUS), 0)?;
     a.je(wait)?;
-    a.mov(ecx, apic::ID as u32)?;
-    a.mov(edi, dword_ptr(rcx))?;
-    a.shr(edi, 24)?;
+    a.mov(edi, 1)?;
+    a.mov(esi, layout::boot::PRESENT as u32)?;
+    a.xor(eax, eax)?;
+    place(a, &mut lower)?;
+    a.sub(ecx, 1)?;
+    a.jb(numbered)?;
+    a.lodsb()?;
+    a.add(edi, eax)?;
+    a.jmp(lower)?;
+    place(a, &mut numbered)?;
+    a.mov(rsi, at(layout::boot::VCPUS))?;
     a.jmp(l.entry)
 }

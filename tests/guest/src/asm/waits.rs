@@ -4,7 +4,7 @@ use iced_x86::code_asm::*;
 
 use super::kit::{Emit, arg, at, count, place, repeat, slot_word, store};
 use super::labels::Labels;
-use crate::layout::{apic, vector};
+use crate::layout::{self, apic, percpu, vector};
 use crate::mailbox::{COUNTERS, COUNTERS_SIZE, Counter, MAILBOX, SLOT_SIZE, SLOTS, header, slot, status};
 
 /// Ticks that an IPI may take.
@@ -72,7 +72,8 @@ fn send(a: &mut CodeAssembler, l: &mut Labels, command: u32, counter: Counter) -
     a.mov(r9, r8)?;
     a.shl(r9, COUNTERS_SIZE.trailing_zeros())?;
     a.add(r9, (MAILBOX + COUNTERS + 8 * counter as u64) as i32)?;
-    a.shl(r8d, 24)?;
+    a.shl(r8, layout::AREA.trailing_zeros())?;
+    a.mov(r8d, dword_ptr(r8 + (layout::VCPU_AREAS as i32 + percpu::APIC_ID)))?;
     a.mov(r10d, apic::ICR as u32)?;
     repeat(a, |a| {
         let (mut wait, mut came) = (a.create_label(), a.create_label());
