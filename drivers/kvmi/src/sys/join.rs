@@ -6,6 +6,7 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::mem::ManuallyDrop;
 use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kvmi::{KVMIntrospectable, KVMi, SocketType, create_kvmi};
+use rustix::net::SocketAddrUnix;
 use vmtree_api::{Error, ErrorKind, Result};
 
 use super::call;
@@ -116,12 +118,15 @@ fn pass_on(path: &Path, guest: &mut UnixStream, hello: &[u8]) -> io::Result<(Uni
 }
 
 /// Runs crate kvmi's `init` and the handshake beside it.
-fn init(kvmi: &mut KVMi, guest: &mut UnixStream, hello: &[u8]) -> Result<(UnixStream, io::Result<()>)> {
-    let folder = Folder::new()?;
-    let path = folder.0.join("socket");
+fn init(
+    kvmi: &mut KVMi,
+    path: &Path,
+    guest: &mut UnixStream,
+    hello: &[u8],
+) -> Result<(UnixStream, io::Result<()>)> {
     let socket = SocketType::UnixSocket(path.display().to_string());
     thread::scope(|scope| {
-        let other = scope.spawn(|| pass_on(&path, guest, hello));
+        let other = scope.spawn(|| pass_on(path, guest, hello));
         let begun = kvmi.init(socket);
         let passed =
             other.join().unwrap_or_else(|_| Err(io::Error::other("the thread of the handshake ended")));
@@ -130,11 +135,15 @@ fn init(kvmi: &mut KVMi, guest: &mut UnixStream, hello: &[u8]) -> Result<(UnixSt
     })
 }
 
-/// Makes QEMU's socket the one that libkvmi has: `fd` is libkvmi's descriptor.
-fn put_in_place(guest: &UnixStream, fd: i32) -> io::Result<()> {
+/// Makes QEMU's socket the one that libkvmi has: `fd` is libkvmi's descriptor, of a connection at `path`.
+fn put_in_place(guest: &UnixStream, fd: i32, path: &Path) -> io::Result<()> {
     // SAFETY: libkvmi owns this descriptor for as long as its domain is open, which it is; it is not closed here.
     let owned = unsafe { OwnedFd::from_raw_fd(fd) };
     let mut theirs = ManuallyDrop::new(owned);
+    let name = SocketAddrUnix::try_from(rustix::net::getsockname(&*theirs)?)?;
+    if name.path().is_none_or(|name| name.to_bytes() != path.as_os_str().as_bytes()) {
+        return Err(io::Error::other("libkvmi's descriptor is of something else"));
+    }
     rustix::io::dup3(guest, &mut theirs, rustix::io::DupFlags::CLOEXEC)?;
     Ok(())
 }
@@ -150,14 +159,16 @@ pub fn join(mut guest: UnixStream, hello: &[u8], bell: Arc<Doorbell>) -> Result<
     };
     // Never dropped as it is: its Drop takes the domain for the context. `Link` closes both, each as what it is.
     let mut kvmi = ManuallyDrop::new(create_kvmi().map_err(load)?);
-    let (own, passed) = init(&mut kvmi, &mut guest, hello)?;
+    let folder = Folder::new()?;
+    let path = folder.0.join("socket");
+    let (own, passed) = init(&mut kvmi, &path, &mut guest, hello)?;
     let Some((ctx, dom)) = handles::of(&format!("{:?}", *kvmi)) else {
         return Err(Error::new(ErrorKind::Io, OP, "libkvmi has made no connection"));
     };
     let handles = call::Handles::new(ctx, dom);
     let placed = passed.and_then(|()| {
         guest.set_nonblocking(true)?;
-        put_in_place(&guest, handles.fd())
+        put_in_place(&guest, handles.fd(), &path)
     });
     drop(own);
     let link = Link::new(kvmi, handles, guest, bell);
