@@ -95,6 +95,37 @@ mount_and_check() {
     check left nothing_is_left
 }
 
+debian_says() {
+    grep "guest says: VMTREE-SECRET" /var/log/xen/console/guest-debian.log
+}
+
+# The tracer of the docs (docs/examples/syscalls.md), and that the guest goes on behind it.
+traced() {
+    timeout 600 python3 /lab/syscalls.py "$mnt" 20
+}
+
+goes_on() {
+    said_before=$(debian_says | wc -l)
+    await 60 said_more
+}
+
+said_more() {
+    [ "$(debian_says | wc -l)" -gt $((said_before + 1)) ]
+}
+
+trace() {
+    if check mount mounted; then
+        if grep -qx 'event slat x yes' "$mnt/capabilities"; then
+            check tracer traced
+            check goes-on goes_on
+        else
+            tell tracer absent "$(sed -n 's/^event slat x no: //p' "$mnt/capabilities")"
+        fi
+        check umount unmounted
+    fi
+    check left nothing_is_left
+}
+
 check host host
 case $kind in
 emu)
@@ -108,7 +139,7 @@ guest)
     ;;
 debian)
     source=xen:debian
-    check start debian debian && true
+    check start debian debian && check says await 300 debian_says && trace
     check lives domain_lives debian
     ;;
 esac

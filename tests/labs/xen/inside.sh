@@ -3,6 +3,7 @@
 # unpack slowly. /src is our source, /lab the lab's folder.
 #
 #   inside.sh dom0            the part that stays: busybox, Xen's tools, modules, init; to /lab/dom0.cpio
+#   inside.sh python          Python, to standard output
 #   inside.sh ours FILE...    FILEs to dom0's /lab, programs among them with their libraries; to standard output
 set -eu
 
@@ -57,6 +58,20 @@ dom0() {
     chmod 755 "$root" "$root/init"
     archive "$root" > /lab/dom0.cpio.new
     mv /lab/dom0.cpio.new /lab/dom0.cpio
+    rm -r "$root"
+}
+
+# Python, with what of its library it starts with.
+python() {
+    root=$(mktemp -d)
+    merged "$root"
+    program=$(readlink -f /usr/bin/python3)
+    library=$(python3 -c 'import os; print(os.path.dirname(os.__file__))')
+    with_libraries "$root" "$program" "$library/os.py"
+    for name in __init__ aliases ascii latin_1 utf_8; do with_libraries "$root" "$library/encodings/$name.py"; done
+    ln -s "$program" "$root/usr/bin/python3"
+    chmod 755 "$root"
+    archive "$root"
     rm -r "$root"
 }
 

@@ -18,16 +18,6 @@ chroot "$1" sh -ec '
         xz -d "$module"
         strip -g -R .BTF -R .BTF.base "${module%.xz}"
     done
-    # The kernel itself as an ELF file, which nobody has to unpack: its place in the bzImage is told in the header
-    # (Linux, Documentation/arch/x86/boot.rst).
-    number() { od -A n -t "u$2" -j "$1" -N "$2" vmlinuz | tr -d " "; }
-    start=$((512 * ($(number 497 1) + 1) + $(number 584 4)))
-    # Behind the compressed bytes are four more, the size.
-    tail -c +$((start + 1)) vmlinuz | head -c $(($(number 588 4) - 4)) > payload
-    case $(od -A n -t x1 -N 4 payload | tr -d " ") in
-    28b52ffd) zstd -q -d -o vmlinux payload ;;
-    *) xz -d -c < payload > vmlinux ;;
-    esac
-    strip -g vmlinux
-    rm payload vmlinuz
 '
+chroot "$1" sh -s /kernel/vmlinuz < "$(dirname "$0")/unpack.sh" > "$1/kernel/vmlinux"
+rm "$1/kernel/vmlinuz"

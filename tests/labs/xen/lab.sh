@@ -63,7 +63,7 @@ exec_in_root() {
 }
 
 prepare_root() {
-    made_of=$(cat "$here/packages" "$here/kernel.sh" | cksum)
+    made_of=$(cat "$here/packages" "$here/kernel.sh" "$here/unpack.sh" | cksum)
     [ "$(cat "$lab/root/made-of" 2>/dev/null)" != "$made_of" ] || return 0
     echo 'making a Debian root: a minute or two' >&2
     mmdebstrap --quiet --mode=root --variant=minbase --aptopt='APT::Install-Recommends "false"' \
@@ -118,7 +118,15 @@ run() {
     shift
     echo "sh /lab/checks.sh $*" > "$work/checks"
     shown='/^T|/p'
-    script "$machine" "$work/checks" "$here/checks.sh"
+    case ${1:-} in
+    debian)
+        guest=$("$here/../qemu/lab.sh" prepare)
+        in_root /src/tests/labs/xen/inside.sh python > "$work/python"
+        set -- "$guest/vmlinuz" "$guest/initrd.gz" "$top/docs/examples/syscalls.py"
+        ;;
+    *) set -- ;;
+    esac
+    script "$machine" "$work/checks" "$here/checks.sh" "$@"
 }
 
 # The archive of the run: the script, what lib.sh names, and files by their paths on the host.
@@ -128,7 +136,8 @@ add_files() {
     cp "$here/lib.sh" "$work/script" "$@" "$work/files/"
     # shellcheck disable=SC2016 # the inner shell's words
     in_root sh -ec '/src/tests/labs/xen/inside.sh ours /lab/run/files/*' > "$work/ours"
-    cat "$lab/dom0.cpio" "$work/ours" > "$work/initrd"
+    touch "$work/python"
+    cat "$lab/dom0.cpio" "$work/python" "$work/ours" > "$work/initrd"
 }
 
 usage() {

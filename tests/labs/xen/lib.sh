@@ -14,7 +14,7 @@ await() {
 # A PVH domain named $1; further arguments are lines of its configuration.
 domain() {
     config=/run/$1.cfg
-    printf '%s\n' "name=\"$1\"" 'type="pvh"' 'on_crash="destroy"' > "$config"
+    printf '%s\n' "name=\"$1\"" 'type="pvh"' 'on_crash="destroy"' 'on_reboot="destroy"' > "$config"
     shift
     printf '%s\n' "$@" >> "$config"
     xl create -q "$config"
@@ -25,4 +25,10 @@ domain() {
 guest() {
     domain "$1" 'kernel="/lab/guest.elf"' 'memory=32' "vcpus=$2" 'altp2m="external"' \
         'timer_mode="no_missed_ticks_pending"'
+}
+
+# The guest of tests/labs/qemu as the domain $1.
+debian() {
+    domain "$1" 'kernel="/lab/vmlinuz"' 'ramdisk="/lab/initrd.gz"' 'memory=160' 'vcpus=1' 'altp2m="external"' \
+        'extra="console=hvc0 quiet nokaslr nofsgsbase rodata=off mitigations=off init_on_alloc=0 panic=-1"'
 }

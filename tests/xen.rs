@@ -1,0 +1,47 @@
+//! The driver of Xen domains, in the lab: a real Xen and a dom0 on Bochs, where vmtree mounts the conformance guest
+//! (docs/labs.md).
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use std::path::Path;
+use std::process::Command;
+
+use common::live::{has, skip};
+
+/// Runs the lab, and returns what it said a line a check.
+fn lab(test: &str, args: &[&str]) -> Option<String> {
+    if std::env::var_os("VMTREE_LABS").is_none_or(|labs| labs != "1") {
+        skip(test, "VMTREE_LABS=1 runs it; tests/labs/xen/lab.sh does the same");
+        return None;
+    }
+    if !["mmdebstrap", "qemu-system-x86_64"].iter().all(|program| has(test, program)) {
+        return None;
+    }
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/labs/xen/lab.sh");
+    let output = Command::new(script).args(args).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    println!("{said}");
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    Some(said)
+}
+
+/// How many of the suite's checks were told so.
+fn told(said: &str, word: &str) -> usize {
+    said.lines().filter(|line| line.starts_with("T|suite-") && line.contains(&format!("|{word}|"))).count()
+}
+
+#[test]
+fn the_suite_passes_in_dom0_on_bochs() {
+    let Some(said) = lab("the_suite_passes_in_dom0_on_bochs", &["run", "bochs"]) else { return };
+    assert!(told(&said, "ok") >= 80, "{said}");
+    assert!(said.contains("T|suite-views-switch|ok|") && said.contains("T|suite-slat-watch|ok|"), "{said}");
+}
+
+/// Without VMX Xen has neither rights of frames nor views: what is left works all the same.
+#[test]
+fn memory_and_registers_pass_in_dom0_in_qemu() {
+    let checks = ["run", "qemu", "tree", "memory", "registers", "msrs", "pause"];
+    let Some(said) = lab("memory_and_registers_pass_in_dom0_in_qemu", &checks) else { return };
+    assert!(told(&said, "ok") >= 30, "{said}");
+}
