@@ -27,3 +27,13 @@ pub use driver::{BUDGET, Opening, open_domain};
 #[cfg(feature = "libxen")]
 pub use host::{checks, list, open, recover};
 pub use source::Target;
+
+/// Parsers of what Xen gives, for the fuzz targets of tests/fuzz; nothing else outside this crate uses them.
+#[doc(hidden)]
+pub mod fuzz {
+    pub use crate::events::decode;
+    pub use crate::registers::{convert, msrs};
+}
+#[cfg(feature = "libxen")]
+#[doc(hidden)]
+pub use sys::frames;

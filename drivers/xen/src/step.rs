@@ -147,7 +147,6 @@ impl World {
             log::error!("{error}");
         }
         walk.end();
-        self.settle_ring();
     }
 
     /// A step that the driver asked for itself; false where it is for those who watch.

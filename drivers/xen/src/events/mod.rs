@@ -4,7 +4,7 @@ mod answer;
 mod arm;
 mod armed;
 mod code;
-mod decode;
+pub mod decode;
 pub mod engine;
 pub mod offers;
 pub mod queue;

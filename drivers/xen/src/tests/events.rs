@@ -283,6 +283,34 @@ fn one_vcpu_is_switched_by_its_next_event() {
 }
 
 #[test]
+fn steps_are_counted_while_the_others_stand() {
+    let xen = Shared::new(2);
+    let driver = open(&xen);
+    let execution = driver.execution().unwrap();
+    let cancel = vmtree_api::Cancel::default();
+    assert_eq!(execution.step(VcpuId(0), 1, &cancel).unwrap_err().kind(), ErrorKind::Busy);
+    let pause = execution.pause().unwrap();
+    let done = std::thread::scope(|scope| {
+        let steps = scope.spawn(|| execution.step(VcpuId(0), 2, &cancel).unwrap());
+        for answered in 0..2 {
+            while xen.state.lock().pauses > 0 {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            assert_eq!(xen.state.lock().still, [1]);
+            xen.ask(request(reason::SINGLESTEP, 0, None, &[1], 0x1000 + answered));
+            xen.answers(answered as usize + 1);
+        }
+        steps.join().unwrap()
+    });
+    assert_eq!(done, 2);
+    assert_eq!(xen.state.lock().pauses, 1);
+    assert!(xen.state.lock().still.is_empty());
+    drop(pause);
+    drop(driver);
+    xen.is_clean();
+}
+
+#[test]
 fn the_end_of_the_domain_ends_all() {
     let xen = Shared::new(1);
     let driver = open(&xen);

@@ -28,6 +28,8 @@ pub struct State {
     pub set: BTreeSet<Intercept>,
     pub requests: VecDeque<Slot>,
     pub responses: Vec<Slot>,
+    /// Requests that were taken and wait for an answer.
+    pub waiting: usize,
     pub injected: Vec<(u32, Trap)>,
     pub records: Vec<u8>,
     pub views: bool,
@@ -37,6 +39,8 @@ pub struct State {
     pub shown: BTreeMap<(u16, u64), u64>,
     pub added: BTreeSet<u64>,
     pub max: u64,
+    /// The process that had the ring was killed.
+    pub killed: bool,
     /// Calls until one fails.
     pub fails_in: Option<u32>,
     rung: bool,
@@ -78,6 +82,7 @@ impl Shared {
             set: BTreeSet::new(),
             requests: VecDeque::new(),
             responses: Vec::new(),
+            waiting: 0,
             injected: Vec::new(),
             records: row(&records),
             views: false,
@@ -87,6 +92,7 @@ impl Shared {
             shown: BTreeMap::new(),
             added: BTreeSet::new(),
             max: 0x1000,
+            killed: false,
             fails_in: None,
             rung: false,
         };
@@ -276,6 +282,8 @@ impl Monitor for Fake {
         if !state.ring && !state.busy {
             return errno(EINVAL);
         }
+        assert!(state.waiting == 0 || std::mem::take(&mut state.killed), "a vCPU waits for ever");
+        state.waiting = 0;
         (state.ring, state.busy, state.holds_writes) = (false, false, false);
         state.set.clear();
         Ok(())
@@ -289,13 +297,17 @@ impl Monitor for Fake {
     }
 
     fn request(&mut self) -> Result<Option<Slot>> {
-        Ok(self.0.state.lock().requests.pop_front())
+        let mut state = self.0.state.lock();
+        let request = state.requests.pop_front();
+        state.waiting += usize::from(request.is_some());
+        Ok(request)
     }
 
     fn respond(&mut self, response: &Slot) -> Result<()> {
         let mut state = self.0.state.lock();
         assert!(state.ring, "an answer without a ring");
         state.responses.push(*response);
+        state.waiting = state.waiting.saturating_sub(1);
         self.0.changed.notify_all();
         Ok(())
     }

@@ -86,6 +86,7 @@ fn what_a_killed_daemon_left_is_undone() {
     // A process that is killed drops nothing.
     let answered = xen.state.lock().responses.len();
     std::mem::forget((driver, pause, held));
+    xen.state.lock().killed = true;
     recover::undo(&mut Fake(Arc::clone(&xen)), &note).unwrap();
     xen.is_clean();
     assert_eq!(xen.register(1, 672), 0x2000, "the write that was held");
