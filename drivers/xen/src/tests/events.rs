@@ -9,7 +9,8 @@ use vmtree_api::x86::Reg;
 use vmtree_api::{Access, Driver, ErrorKind, Gfn, Gva, NoHost, RegValue, VcpuId, ViewId};
 
 use super::Ram;
-use super::fake::{Fake, Shared, flags, request, view, word};
+use super::fake::{Fake, Shared};
+use super::slots::{flags, request, view, word};
 use crate::driver::{Opening, open_domain};
 use crate::events::wire::{flag, reason};
 use crate::hypervisor::Intercept;

@@ -2,14 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::{Error, Result};
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
 use crate::error::number::{EBUSY, EEXIST, EINVAL};
-use crate::events::wire::{SLOT, Slot, flag};
+use crate::events::wire::Slot;
 use crate::hypervisor::*;
 use crate::registers::convert::CPU_BYTES;
 use crate::registers::records::{Records, kind, tests::row};
@@ -54,7 +53,7 @@ pub struct Shared {
 
 pub struct Fake(pub Arc<Shared>);
 
-fn errno<T>(number: i32) -> Result<T> {
+pub fn errno<T>(number: i32) -> Result<T> {
     Err(Error::from_raw_os_error(number))
 }
 
@@ -135,7 +134,7 @@ impl Shared {
 }
 
 impl Fake {
-    fn call(&self) -> Result<parking_lot::MutexGuard<'_, State>> {
+    pub fn call(&self) -> Result<parking_lot::MutexGuard<'_, State>> {
         let mut state = self.0.state.lock();
         match &mut state.fails_in {
             Some(0) => {
@@ -322,141 +321,11 @@ impl Monitor for Fake {
     }
 }
 
-struct FakeBell(Arc<Shared>);
+pub struct FakeBell(pub Arc<Shared>);
 
 impl Bell for FakeBell {
     fn ring(&self) {
         self.0.state.lock().rung = true;
         self.0.changed.notify_all();
     }
-}
-
-impl Probe for Fake {
-    fn events(&self) -> Result<u32> {
-        Ok(0x3fff)
-    }
-
-    fn views(&self) -> Result<bool> {
-        Ok(self.0.state.lock().views)
-    }
-
-    fn rights(&self) -> Result<()> {
-        Ok(())
-    }
-
-    fn bell(&self) -> Arc<dyn Bell> {
-        Arc::new(FakeBell(Arc::clone(&self.0)))
-    }
-}
-
-impl Slat for Fake {
-    fn set_views(&self, on: bool) -> Result<()> {
-        let mut state = if on { self.call()? } else { self.0.state.lock() };
-        state.views = on;
-        state.made = BTreeSet::from([0]);
-        (state.access, state.shown, state.on) = (BTreeMap::new(), BTreeMap::new(), 0);
-        Ok(())
-    }
-
-    fn create(&self) -> Result<u16> {
-        let mut state = self.call()?;
-        assert!(state.views);
-        let free = (1..10).find(|view| !state.made.contains(view));
-        let Some(view) = free else { return errno(EINVAL) };
-        state.made.insert(view);
-        Ok(view)
-    }
-
-    fn destroy(&self, view: u16) -> Result<()> {
-        let mut state = self.call()?;
-        if state.on == view {
-            return errno(EBUSY);
-        }
-        assert!(state.made.remove(&view));
-        state.access.retain(|(of, _), _| *of != view);
-        state.shown.retain(|(of, _), _| *of != view);
-        Ok(())
-    }
-
-    fn switch(&self, view: u16) -> Result<()> {
-        let mut state = self.call()?;
-        assert!(state.made.contains(&view));
-        state.on = view;
-        Ok(())
-    }
-
-    fn set_access(&self, view: u16, frames: Range<u64>, access: u8) -> Result<()> {
-        let mut state = if access == 7 { self.0.state.lock() } else { self.call()? };
-        assert!(state.made.contains(&view), "no view {view}");
-        for frame in frames {
-            state.access.insert((view, frame), access);
-        }
-        Ok(())
-    }
-
-    fn change(&self, view: u16, frame: u64, to: Option<u64>) -> Result<()> {
-        let mut state = self.call()?;
-        assert!(state.made.contains(&view) && view != 0);
-        match to {
-            Some(to) => state.shown.insert((view, frame), to),
-            None => state.shown.remove(&(view, frame)),
-        };
-        state.access.remove(&(view, frame));
-        Ok(())
-    }
-}
-
-impl Pages for Fake {
-    fn add(&self, frame: u64) -> Result<()> {
-        let mut state = self.call()?;
-        assert!(state.added.insert(frame));
-        Ok(())
-    }
-
-    fn remove(&self, frames: &[u64]) -> Result<()> {
-        let mut state = self.0.state.lock();
-        frames.iter().for_each(|frame| assert!(state.added.remove(frame)));
-        Ok(())
-    }
-
-    fn set_max(&self, pages: u64) -> Result<()> {
-        self.0.state.lock().max = pages;
-        Ok(())
-    }
-
-    fn highest(&self) -> Result<u64> {
-        Ok(0xff)
-    }
-}
-
-/// A request as Xen makes them: reason, vCPU, view, what it is about, RIP.
-pub fn request(why: u32, vcpu: u32, view: Option<u16>, content: &[u64], rip: u64) -> Slot {
-    let mut slot = [0; SLOT];
-    let mut put = |at: usize, bytes: &[u8]| slot[at..at + bytes.len()].copy_from_slice(bytes);
-    put(0, &7_u32.to_le_bytes());
-    let alternate = if view.is_some() { flag::ALTERNATE_P2M } else { 0 };
-    put(4, &(flag::VCPU_PAUSED | alternate).to_le_bytes());
-    put(8, &why.to_le_bytes());
-    put(12, &vcpu.to_le_bytes());
-    put(16, &view.unwrap_or(0).to_le_bytes());
-    for (n, word) in content.iter().enumerate() {
-        put(24 + 8 * n, &word.to_le_bytes());
-    }
-    put(208, &rip.to_le_bytes());
-    slot
-}
-
-/// The flags of an answer.
-pub fn flags(slot: &Slot) -> u32 {
-    u32::from_le_bytes(slot[4..8].try_into().unwrap())
-}
-
-/// The view of an answer.
-pub fn view(slot: &Slot) -> u16 {
-    u16::from_le_bytes(slot[16..18].try_into().unwrap())
-}
-
-/// A word of an answer.
-pub fn word(slot: &Slot, at: usize) -> u64 {
-    u64::from_le_bytes(slot[at..at + 8].try_into().unwrap())
 }

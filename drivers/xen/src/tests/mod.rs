@@ -2,7 +2,9 @@
 
 mod events;
 mod fake;
+mod fake_slat;
 pub mod ram;
+mod slots;
 mod undo;
 
 pub use ram::Ram;

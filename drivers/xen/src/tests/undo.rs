@@ -11,7 +11,8 @@ use vmtree_api::{Access, Cancel, Driver, Gfn, Host, RegValue, VcpuId, ViewId};
 
 use super::Ram;
 use super::events::open;
-use super::fake::{Fake, Shared, flags, request};
+use super::fake::{Fake, Shared};
+use super::slots::{flags, request};
 use crate::driver::{Opening, open_domain};
 use crate::events::wire::{flag, reason};
 use crate::recover;

@@ -93,25 +93,6 @@ impl World {
         }
     }
 
-    /// Turns alternate views off, if nothing of them is used.
-    pub fn settle_views(&mut self) {
-        let unused = self.views.views.len() == 1
-            && self.views.views.values().all(|view| view.xen == 0)
-            && self.views.pending.is_empty();
-        if !self.views.on || !unused || !self.events.held.is_empty() {
-            return;
-        }
-        if !self.views.found
-            && let Err(error) = self.xen.set_views(false)
-        {
-            log::error!("alternate views stay on: {error}");
-            return;
-        }
-        self.views.on = false;
-        self.undo.done(note::VIEWS);
-        self.drop_copies();
-    }
-
     /// Changes what a view shows at a frame.
     ///
     /// # Errors
@@ -283,7 +264,8 @@ impl World {
         Ok(())
     }
 
-    fn entry(&mut self, view: ViewId, change: impl FnOnce(&mut View)) {
+    /// Changes what is known of a view.
+    pub fn entry(&mut self, view: ViewId, change: impl FnOnce(&mut View)) {
         if let Some(view) = self.views.views.get_mut(&view.0) {
             change(view);
         }
@@ -364,39 +346,5 @@ impl World {
             }
         }
         self.sync_steps(op)
-    }
-
-    /// Sets anew what views show and allow: Xen forgets it when pages of the domain go.
-    pub fn restore_views(&mut self) {
-        const OP: &str = "restore views";
-        let views: Vec<View> = self.views.views.values().cloned().collect();
-        for view in views.iter().filter(|view| view.xen != 0) {
-            for xen in [Some(view.xen), view.open].into_iter().flatten() {
-                for (frame, shown) in &view.shown {
-                    if let Err(error) = self.xen.change(xen, *frame, Some(shown.frame())) {
-                        log::error!("{OP}: {error}");
-                    }
-                }
-            }
-            for (frames, access) in view.rights.iter() {
-                if let Err(error) = self.xen.set_access(view.xen, frames.clone(), *access) {
-                    log::error!("{OP}: {error}");
-                }
-            }
-        }
-    }
-
-    /// Takes all back.
-    pub fn close_views(&mut self) {
-        if let Err(error) = self.set_rules(&[]) {
-            log::error!("{error}");
-        }
-        if self.views.on {
-            // Off, Xen drops all views, and puts all vCPUs on its own.
-            self.views.views.retain(|number, _| *number == 0);
-            self.entry(ViewId(0), |view| *view = View::default());
-            self.views.pending.clear();
-            self.settle_views();
-        }
     }
 }

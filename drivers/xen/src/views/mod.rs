@@ -2,6 +2,7 @@
 
 pub mod book;
 mod change;
+mod close;
 mod pages;
 pub mod rules;
 
