@@ -24,8 +24,8 @@ include=$(cc -print-file-name=include)
 export BINDGEN_EXTRA_CLANG_ARGS="-I$include $flex"
 # Another folder: what is built here starts only where libkvmi is.
 export CARGO_TARGET_DIR=${VMTREE_KVMI_TARGET:-$lab/build}
-# A peer that says nothing is given up after 2 seconds instead of 15.
-export VMTREE_KVMI_PATIENCE=${VMTREE_KVMI_PATIENCE:-2000}
+# A peer that says nothing is given up after 5 seconds instead of 15.
+export VMTREE_KVMI_PATIENCE=${VMTREE_KVMI_PATIENCE:-5000}
 
 cd "$root"
 case ${1:-} in

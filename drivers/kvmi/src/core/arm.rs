@@ -114,9 +114,12 @@ impl Core {
         for (index, target) in targets.iter().enumerate() {
             let now = self.vcpus.get(index).map(|vcpu| vcpu.armed.clone()).unwrap_or_default();
             for what in now.difference(target).collect::<Vec<_>>().into_iter().rev() {
-                let stepping = self.vcpus.get(index).is_some_and(|vcpu| vcpu.stepping.is_some());
-                // A step that is under way ends by itself.
-                if stepping && matches!(what, Control::Step | Control::Event(kind::SINGLESTEP)) {
+                let steps = |vcpu: &&mut super::Vcpu| vcpu.step_on || vcpu.stepping.is_some();
+                // It goes off once the steps that are under way are done.
+                if matches!(what, Control::Step | Control::Event(kind::SINGLESTEP))
+                    && let Some(vcpu) = self.vcpu(index).filter(steps)
+                {
+                    vcpu.step_on = true;
                     continue;
                 }
                 self.switch(index, *what, false, sent)?;

@@ -185,13 +185,19 @@ impl Core {
     }
 
     fn switch_step(&mut self, index: usize, on: bool) -> vmtree_api::Result<()> {
-        let watched = self.vcpus.get(index).is_some_and(|vcpu| vcpu.armed.contains(&Control::Step));
-        if watched {
+        let Some(vcpu) = self.vcpu(index) else { return Ok(()) };
+        let watched = vcpu.armed.contains(&Control::Step);
+        let same = vcpu.step_on == on || on && watched;
+        vcpu.step_on &= on;
+        if same || watched {
             return Ok(());
         }
         for what in [Control::Event(kind::SINGLESTEP), Control::Step] {
             let answer = self.port.control(index as u16, what, on);
             self.done("step", answer)?;
+        }
+        if let Some(vcpu) = self.vcpu(index) {
+            vcpu.step_on = on;
         }
         Ok(())
     }

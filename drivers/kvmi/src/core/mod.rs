@@ -58,6 +58,8 @@ struct Vcpu {
     /// Reasons of its own to stand, beside the VM's pauses.
     stands: u32,
     stepping: Option<Stepping>,
+    /// Single-step is on for steps, beside what is armed.
+    step_on: bool,
     /// What is switched on.
     armed: BTreeSet<Control>,
 }
@@ -220,7 +222,10 @@ impl Core {
         self.pauses = 0;
         self.vcpus.iter_mut().for_each(|vcpu| (vcpu.stands, vcpu.stepping) = (0, None));
         if self.gone.is_none() {
-            let quiet = self.watch(&Wanted::default()).and_then(|()| self.leave_views());
+            let steps =
+                |core: &mut Self| (0..core.vcpus.len()).try_for_each(|index| core.stop_stepping(index));
+            let quiet =
+                self.watch(&Wanted::default()).and_then(|()| steps(self)).and_then(|()| self.leave_views());
             if let Err(error) = quiet {
                 log::debug!("leaving the VM: {error}; the hypervisor undoes the rest");
             }

@@ -47,7 +47,9 @@ impl Vcpu {
         ];
         all.extend(whole.iter().filter(|(on, _)| self.has(*on)).map(|(_, kind)| watch(*kind, None, None)));
         if self.step {
+            // Interrupts are seen to be put off: KVM injects none while it steps.
             all.push(watch(EventKind::SingleStep, None, None));
+            all.push(watch(EventKind::Interrupt, None, None));
         }
         all
     }

@@ -295,7 +295,10 @@ impl Host<'_> {
                     armed.msrs.remove(&(second as u32));
                 }
             }
-            id::CONTROL_SINGLESTEP => armed.step = on,
+            id::CONTROL_SINGLESTEP => {
+                armed.step = on;
+                state.put_off.was_step();
+            }
             _ => return fail(error::INVAL),
         }
         if self.state.arm(self.driver).is_err() {

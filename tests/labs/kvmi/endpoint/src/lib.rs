@@ -5,6 +5,7 @@ pub mod armed;
 pub mod commands;
 pub mod frames;
 pub mod layout;
+pub mod put_off;
 pub mod raise;
 pub mod reply;
 pub mod session;

@@ -101,8 +101,14 @@ fn stop(
 #[must_use]
 pub fn raised(state: &mut State, driver: &dyn Driver, held: Held) -> Option<Message> {
     let number = held.event().vcpu.0 as usize;
-    let (kind, data) = told(held.event())?;
     let vcpu = state.vcpus.get_mut(number)?;
+    if held.event().kind == EventKind::Interrupt {
+        if vcpu.armed.step {
+            vcpu.put_off.take(driver, held);
+        }
+        return None;
+    }
+    let (kind, data) = told(held.event())?;
     let on = if kind == event::SINGLESTEP { vcpu.armed.step } else { vcpu.armed.has(kind) };
     if !on || !held.waits() {
         return None;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use vmtree_api::events::Held;
+use vmtree_api::events::{EventKind, Held};
 use vmtree_api::{Cancel, Driver, ErrorKind, VcpuId};
 
 use crate::commands::Host;
@@ -112,7 +112,7 @@ impl Session {
     }
 
     /// Takes the machine's events.
-    fn events(&self) {
+    fn events(self: &Arc<Self>) {
         let Ok(source) = self.driver.events() else { return };
         while !self.closed.load(Ordering::Acquire) {
             if self.unhook.swap(false, Ordering::AcqRel) {
@@ -121,7 +121,7 @@ impl Session {
             }
             match source.next(Duration::from_millis(20)) {
                 Ok(Some(held)) => self.raised(held),
-                Ok(None) => {}
+                Ok(None) => self.put_off(),
                 Err(_) => {
                     let _ = lock(&self.out).shutdown(std::net::Shutdown::Both);
                     return;
@@ -130,8 +130,27 @@ impl Session {
         }
     }
 
-    fn raised(&self, held: Held) {
+    /// Delivers what waited for the end of single-step.
+    fn put_off(&self) {
         let mut state = lock(&self.state);
+        for (vcpu, number) in state.vcpus.iter_mut().zip(0..).filter(|(vcpu, _)| !vcpu.armed.step) {
+            vcpu.put_off.deliver(&*self.driver, number);
+        }
+    }
+
+    fn raised(self: &Arc<Self>, held: Held) {
+        let mut state = lock(&self.state);
+        let number = held.event().vcpu.0 as usize;
+        let step = held.event().kind == EventKind::SingleStep;
+        if step && state.vcpus.get_mut(number).is_some_and(|vcpu| vcpu.put_off.was_step()) {
+            drop(held);
+            // The others stand, so the instruction is still to be done by a step.
+            if state.pause.is_some() {
+                let session = Arc::clone(self);
+                thread::spawn(move || session.step(number));
+            }
+            return;
+        }
         if let Some(message) = raise::raised(&mut state, &*self.driver, held) {
             // With the lock held: no answer may come before the event.
             self.send(&message);
@@ -161,6 +180,11 @@ impl Session {
         }
         if !state.silent {
             self.send(&answer(message, done));
+        }
+        if message.id == id::CONTROL_SINGLESTEP {
+            drop(state);
+            self.put_off();
+            return Ok(());
         }
         if message.id == id::PAUSE_VCPU {
             (0..state.vcpus.len()).for_each(|vcpu| self.go_on(&mut state, vcpu));

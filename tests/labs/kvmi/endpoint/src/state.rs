@@ -6,6 +6,7 @@ use vmtree_api::events::{Held, Inject};
 use vmtree_api::{Driver, Pause, RegId, RegValue};
 
 use crate::armed::{self, Permissions};
+use crate::put_off::PutOff;
 
 /// What a vCPU waits for the answer to.
 #[derive(Debug)]
@@ -42,6 +43,8 @@ pub struct Vcpu {
     pub registers: Vec<(RegId, RegValue)>,
     /// An exception that is delivered once its event is answered.
     pub injected: Option<Inject>,
+    /// Interrupts that wait for the end of single-step.
+    pub put_off: PutOff,
 }
 
 /// A frame outside the guest's map.
@@ -107,9 +110,11 @@ impl State {
             }
         }
         let vcpus = u32::try_from(self.vcpus.len()).unwrap_or(0);
-        let old = std::mem::replace(self, Self::new(vcpus));
+        let mut old = std::mem::replace(self, Self::new(vcpus));
         let _ = self.arm(driver);
+        let put_off: Vec<_> = old.vcpus.iter_mut().map(|vcpu| std::mem::take(&mut vcpu.put_off)).collect();
         // Dropped, each event continues and the pause ends.
         drop(old);
+        put_off.into_iter().zip(0..).for_each(|(mut put_off, vcpu)| put_off.deliver_all(driver, vcpu));
     }
 }
