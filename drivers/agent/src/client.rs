@@ -3,16 +3,17 @@
 use std::collections::{HashMap, VecDeque};
 use std::io::ErrorKind;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::frame::Splitter;
+use crate::inlet::{Came, Inlet, Reader, TURN};
 use crate::server::{Refusal, SILENCE, lock};
 use crate::{Code, Event, Hello, Line, Reg, ToAgent, ToClient, VERSION, Verdict, Wanted};
 
 /// How long an agent has for a hello, and for a request.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Events that wait to be taken; the agent is read no further while there are more, so that the guest waits.
+/// Events that wait to be taken; beside those who wait for something, nobody reads while there are more, so that the guest waits.
 const ROOM: usize = 4096;
 
 /// Why a request came to nothing.
@@ -23,6 +24,9 @@ pub enum Failure {
     /// The agent is gone, and why.
     Gone(String),
 }
+
+/// How long a client that is in nobody's turn lets others read.
+const REST: Duration = Duration::from_millis(100);
 
 #[derive(Default)]
 struct State {
@@ -35,14 +39,11 @@ struct State {
 pub struct Client {
     line: Arc<dyn Line>,
     hello: Hello,
+    inlet: Inlet,
     writing: Mutex<()>,
     state: Mutex<State>,
-    /// An event came, or the agent is gone.
-    event: Condvar,
-    /// An answer came, or the agent is gone.
-    answer: Condvar,
-    /// An event was taken.
-    room: Condvar,
+    /// Something came, or the agent is gone.
+    came: Condvar,
     next_id: AtomicU32,
 }
 
@@ -51,7 +52,7 @@ impl Client {
     ///
     /// # Errors
     /// A sentence: it does not answer, refuses, or is no agent of this version.
-    pub fn open(line: Arc<dyn Line>) -> Result<(Arc<Self>, Splitter), String> {
+    pub fn open(line: Arc<dyn Line>) -> Result<Arc<Self>, String> {
         let mut bytes = Vec::new();
         ToAgent::Hello { version: VERSION }.encode(&mut bytes);
         // One that refuses does so without reading: its reason is still to be had.
@@ -67,17 +68,15 @@ impl Client {
                 });
             }
         };
-        let client = Self {
+        Ok(Arc::new(Self {
+            inlet: Inlet::new(line.clone(), splitter),
             line,
             hello,
             writing: Mutex::new(()),
             state: Mutex::default(),
-            event: Condvar::new(),
-            answer: Condvar::new(),
-            room: Condvar::new(),
+            came: Condvar::new(),
             next_id: AtomicU32::new(1),
-        };
-        Ok((Arc::new(client), splitter))
+        }))
     }
 
     /// What the agent says of itself.
@@ -86,80 +85,83 @@ impl Client {
         &self.hello
     }
 
-    /// Reads what the agent sends until its end, and beats. Give it a thread, and what [`Client::open`] read too much.
-    pub fn read_forever(&self, mut splitter: Splitter) {
-        let why = self.read(&mut splitter);
-        let mut state = lock(&self.state);
-        state.gone.get_or_insert(why);
-        self.event.notify_all();
-        self.answer.notify_all();
-        drop(state);
-        self.line.close();
-    }
-
-    fn read(&self, splitter: &mut Splitter) -> String {
-        let mut buf = vec![0; 1 << 16];
-        let (mut heard, mut beat) = (Instant::now(), Instant::now());
-        loop {
-            loop {
-                match splitter
-                    .frame()
-                    .and_then(|frame| frame.map(|(kind, body)| ToClient::decode(kind, body)).transpose())
-                {
-                    Ok(None) => break,
-                    Ok(Some(message)) => self.take(message),
-                    Err(malformed) => return malformed.to_string(),
-                }
+    /// Beats, and reads what comes while nobody waits for it, until the agent's end. Give it a thread.
+    pub fn read_forever(&self) {
+        let mut beat = Instant::now();
+        while lock(&self.state).gone.is_none() {
+            let full = lock(&self.state).events.len() >= ROOM;
+            match self.inlet.turn() {
+                // Full, the agent is read no further, so that the guest waits.
+                Some(mut reader) if !full => self.read(&mut reader, REST),
+                _ => {}
             }
-            match self.line.receive(&mut buf) {
-                Ok(0) => return "the agent is gone".to_owned(),
-                Ok(count) => {
-                    heard = Instant::now();
-                    splitter.add(buf.get(..count).unwrap_or_default());
-                }
-                Err(error) => match error.kind() {
-                    ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted => {}
-                    _ => return error.to_string(),
-                },
-            }
-            if heard.elapsed() > SILENCE {
-                return "the agent has been silent for 5 seconds".to_owned();
+            if self.inlet.silence() > SILENCE && !full {
+                self.end("the agent has been silent for 5 seconds");
             }
             if beat.elapsed() >= Duration::from_secs(1) {
                 beat = Instant::now();
                 if self.send(&ToAgent::Beat).is_err() {
-                    return "the agent is gone".to_owned();
+                    self.end("the agent is gone");
                 }
             }
+            // Those who wait for something read by themselves.
+            let state = lock(&self.state);
+            let _ = self.came.wait_timeout_while(state, REST, |state| state.gone.is_none());
         }
+        self.line.close();
+    }
+
+    /// A turn of the one that has it.
+    fn read(&self, reader: &mut Reader, timeout: Duration) {
+        let take = |kind, body: &[u8]| ToClient::decode(kind, body).map(|message| self.take(message));
+        match self.inlet.read(reader, timeout, take) {
+            Came::Some => {}
+            Came::End(why) => self.end(&why),
+            Came::Broken(malformed) => self.end(&malformed.to_string()),
+        }
+    }
+
+    fn end(&self, why: &str) {
+        lock(&self.state).gone.get_or_insert_with(|| why.to_owned());
+        self.came.notify_all();
     }
 
     fn take(&self, message: ToClient) {
         let mut state = lock(&self.state);
         match message {
-            ToClient::Event(event) => {
-                while state.events.len() >= ROOM && state.gone.is_none() {
-                    // The beat goes on while someone is slow to take events.
-                    let (next, waited) = self
-                        .room
-                        .wait_timeout(state, Duration::from_secs(1))
-                        .unwrap_or_else(PoisonError::into_inner);
-                    state = next;
-                    if waited.timed_out() && self.send(&ToAgent::Beat).is_err() {
-                        return;
-                    }
-                }
-                state.events.push_back(event);
-                self.event.notify_one();
-            }
+            ToClient::Event(event) => state.events.push_back(event),
             ToClient::Done { id, .. } | ToClient::Registers { id, .. } => {
                 state.answers.insert(id, message);
-                self.answer.notify_all();
             }
             ToClient::Refused { why } => {
                 state.gone.get_or_insert(why);
             }
-            ToClient::Hello { .. } | ToClient::Beat => {}
+            ToClient::Hello { .. } | ToClient::Beat => return,
+        }
+        self.came.notify_all();
+    }
+
+    /// Waits until `ready` finds what it waits for, and reads where nobody else does.
+    fn wait<T>(&self, timeout: Duration, mut ready: impl FnMut(&mut State) -> Option<T>) -> Option<T> {
+        let end = Instant::now() + timeout;
+        loop {
+            let turn = self.inlet.turn();
+            // After the turn was had or not: who had it before may have read what this waits for.
+            let mut state = lock(&self.state);
+            if let Some(found) = ready(&mut state) {
+                return Some(found);
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            match turn {
+                Some(mut reader) => {
+                    drop(state);
+                    self.read(&mut reader, left.min(PATIENCE));
+                }
+                None => drop(self.came.wait_timeout(state, left.min(TURN))),
+            }
         }
     }
 
@@ -175,49 +177,25 @@ impl Client {
     /// # Errors
     /// The agent is gone, and why.
     pub fn next(&self, timeout: Duration) -> Result<Option<Event>, String> {
-        let end = Instant::now() + timeout;
-        let mut state = lock(&self.state);
-        loop {
-            if let Some(event) = state.events.pop_front() {
-                self.room.notify_one();
-                return Ok(Some(event));
-            }
-            if let Some(why) = &state.gone {
-                return Err(why.clone());
-            }
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Ok(None);
-            }
-            state = self.event.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
+        self.wait(timeout, |state| match state.events.pop_front() {
+            Some(event) => Some(Ok(event)),
+            None => state.gone.clone().map(Err),
+        })
+        .transpose()
     }
 
     fn request(&self, message: impl FnOnce(u32) -> ToAgent) -> Result<ToClient, Failure> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed).max(1);
         self.send(&message(id)).map_err(|error| Failure::Gone(error.to_string()))?;
-        let end = Instant::now() + PATIENCE;
-        let mut state = lock(&self.state);
-        loop {
-            match state.answers.remove(&id) {
-                None => {}
-                Some(ToClient::Done { code, why, .. }) if code != Code::Ok => {
-                    return Err(Failure::Refused(Refusal::new(code, why)));
-                }
-                Some(answer) => return Ok(answer),
+        let answer = self.wait(PATIENCE, |state| match state.answers.remove(&id) {
+            Some(ToClient::Done { code, why, .. }) if code != Code::Ok => {
+                Some(Err(Failure::Refused(Refusal::new(code, why))))
             }
-            if let Some(why) = &state.gone {
-                return Err(Failure::Gone(why.clone()));
-            }
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(Failure::Refused(Refusal::new(
-                    Code::TimedOut,
-                    "the agent gave no answer in 10 seconds",
-                )));
-            }
-            state = self.answer.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
+            Some(answer) => Some(Ok(answer)),
+            None => state.gone.clone().map(|why| Err(Failure::Gone(why))),
+        });
+        let late = || Refusal::new(Code::TimedOut, "the agent gave no answer in 10 seconds");
+        answer.unwrap_or_else(|| Err(Failure::Refused(late())))
     }
 
     /// Replaces all that is wanted.
@@ -278,7 +256,7 @@ fn greeting(line: &dyn Line, splitter: &mut Splitter) -> Result<Hello, String> {
     let end = Instant::now() + PATIENCE;
     let mut buf = vec![0; 1 << 16];
     while Instant::now() < end {
-        match line.receive(&mut buf) {
+        match line.receive(&mut buf, Duration::from_millis(500)) {
             Ok(0) => return Err("it ended without a hello".to_owned()),
             Ok(count) => splitter.add(buf.get(..count).unwrap_or_default()),
             Err(error) => match error.kind() {

@@ -1,7 +1,6 @@
 //! The socket that vmtree connects to.
 
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::Shutdown;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -9,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::{fs, thread};
 
-use vmtree_agent::Line;
 use vmtree_agent::server::Agent;
+use vmtree_agent::{Line, Socket};
 
 /// A listening socket in the file system.
 pub struct Listener {
@@ -83,31 +82,5 @@ fn accept_forever(socket: &UnixListener, agent: &Arc<Agent>) {
         let line: Arc<dyn Line> = Arc::new(line);
         let agent = agent.clone();
         let _ = thread::Builder::new().name("vmtree-client".to_owned()).spawn(move || agent.serve(&line));
-    }
-}
-
-/// One client.
-struct Socket(UnixStream);
-
-impl Socket {
-    fn new(stream: UnixStream) -> io::Result<Self> {
-        stream.set_read_timeout(Some(Duration::from_millis(500)))?;
-        stream.set_write_timeout(Some(Duration::from_secs(3)))?;
-        Ok(Self(stream))
-    }
-}
-
-impl Line for Socket {
-    fn send(&self, bytes: &[u8]) -> io::Result<()> {
-        (&self.0).write_all(bytes)
-    }
-
-    fn receive(&self, buf: &mut [u8]) -> io::Result<usize> {
-        (&self.0).read(buf)
-    }
-
-    fn close(&self) {
-        // It may be closed already.
-        let _ = self.0.shutdown(Shutdown::Both);
     }
 }

@@ -1,9 +1,11 @@
 //! The vCPUs that stand still, and what their own threads are asked meanwhile.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 
 use super::{Refusal, lock};
+use crate::inlet::TURN;
 use crate::{Code, Event, Reg, Verdict};
 
 /// The registers of a held vCPU, reached from its own thread.
@@ -45,13 +47,21 @@ struct Inbox {
 pub(super) struct Holds {
     /// By vCPU.
     open: Mutex<HashMap<u32, Arc<Hold>>>,
+    /// How many there were.
+    so_far: AtomicU64,
 }
 
 impl Holds {
     pub fn open(&self, vcpu: u32) -> Arc<Hold> {
         let hold = Arc::new(Hold::default());
         lock(&self.open).insert(vcpu, hold.clone());
+        self.so_far.fetch_add(1, Ordering::Relaxed);
         hold
+    }
+
+    /// How many vCPUs were held until now.
+    pub fn so_far(&self) -> u64 {
+        self.so_far.load(Ordering::Relaxed)
     }
 
     /// The event has its number, and can be answered from now on.
@@ -80,22 +90,6 @@ impl Holds {
             let _ = hold.order(Order::Answer(Verdict::Continue));
         }
     }
-
-    /// Serves orders until the verdict.
-    pub fn wait(
-        &self,
-        hold: &Hold,
-        registers: &mut dyn Registers,
-        finish: impl Fn(u32, Result<Option<Vec<(Reg, u64)>>, Refusal>),
-    ) -> Verdict {
-        loop {
-            match hold.next() {
-                Order::Answer(verdict) => return verdict,
-                Order::Read(id) => finish(id, Ok(Some(registers.read()))),
-                Order::Write(id, values) => finish(id, registers.write(&values).map(|()| None)),
-            }
-        }
-    }
 }
 
 impl Hold {
@@ -114,12 +108,32 @@ impl Hold {
         Ok(())
     }
 
-    fn next(&self) -> Order {
-        let mut inbox = lock(&self.orders);
+    /// Serves orders until the verdict. `read` reads what comes for all, unless the question that it is given says no or
+    /// somebody else reads already, of which it tells by false.
+    pub fn wait(
+        &self,
+        registers: &mut dyn Registers,
+        finish: impl Fn(u32, Result<Option<Vec<(Reg, u64)>>, Refusal>),
+        read: impl Fn(&dyn Fn() -> bool) -> bool,
+    ) -> Verdict {
         loop {
-            match inbox.orders.pop_front() {
-                Some(order) => return order,
-                None => inbox = self.arrived.wait(inbox).unwrap_or_else(PoisonError::into_inner),
+            match self.next(&read) {
+                Order::Answer(verdict) => return verdict,
+                Order::Read(id) => finish(id, Ok(Some(registers.read()))),
+                Order::Write(id, values) => finish(id, registers.write(&values).map(|()| None)),
+            }
+        }
+    }
+
+    fn next(&self, read: impl Fn(&dyn Fn() -> bool) -> bool) -> Order {
+        loop {
+            if let Some(order) = lock(&self.orders).orders.pop_front() {
+                return order;
+            }
+            if !read(&|| lock(&self.orders).orders.is_empty()) {
+                let inbox = lock(&self.orders);
+                let waits = |inbox: &mut Inbox| inbox.orders.is_empty();
+                let _ = self.arrived.wait_timeout_while(inbox, TURN, waits);
             }
         }
     }

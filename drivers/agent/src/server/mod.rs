@@ -12,6 +12,7 @@ use std::time::Duration;
 use crate::{Code, Event, Hello, Line, Reg, ToClient, Verdict, Wanted, flag};
 use holds::Holds;
 use outbox::Outbox;
+use session::Session;
 
 pub use holds::Registers;
 
@@ -59,6 +60,7 @@ pub struct Agent {
     holds: Holds,
     /// One session at a time.
     serving: AtomicBool,
+    session: Mutex<Option<Arc<Session>>>,
 }
 
 impl Agent {
@@ -70,6 +72,7 @@ impl Agent {
             outbox: Outbox::default(),
             holds: Holds::default(),
             serving: AtomicBool::new(false),
+            session: Mutex::default(),
         })
     }
 
@@ -94,10 +97,16 @@ impl Agent {
                 }
             };
             match thread::Builder::new().name("vmtree-arms".to_owned()).spawn_scoped(scope, arms) {
-                Ok(_) => session::run(self, line, &arming),
+                Ok(_) => {
+                    let session = Arc::new(Session::new(line, arming));
+                    *lock(&self.session) = Some(session.clone());
+                    session.run(self);
+                }
                 Err(error) => session::refuse(&**line, format!("the monitor can't start a thread: {error}")),
             }
             line.close();
+            // With it goes the way to the thread that arms, which so comes to its end.
+            lock(&self.session).take();
             self.outbox.detach();
             self.holds.release();
         });
@@ -123,7 +132,12 @@ impl Agent {
             return Verdict::Continue;
         }
         self.outbox.flush();
-        let verdict = self.holds.wait(&hold, registers, |id, done| self.finish(id, done));
+        let session = lock(&self.session).clone();
+        let read = |still_wanted: &dyn Fn() -> bool| {
+            session.as_ref().is_some_and(|session| session.try_read(self, still_wanted))
+        };
+        let verdict = hold.wait(registers, |id, done| self.finish(id, done), read);
+        drop(session);
         self.holds.close(&hold);
         verdict
     }

@@ -1,13 +1,14 @@
 //! One client, from its hello to its end.
 
-use std::io::ErrorKind;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use super::holds::Order;
 use super::{Agent, Refusal, SILENCE};
 use crate::frame::Splitter;
+use crate::inlet::{Came, Inlet, Reader, TURN};
 use crate::{Code, Line, Malformed, ToAgent, ToClient, VERSION, Wanted};
 
 /// Where requests to arm go, in order.
@@ -15,6 +16,16 @@ pub(super) type Arming = Sender<(u32, Wanted)>;
 
 /// The time between two beats.
 const BEAT: Duration = Duration::from_secs(1);
+/// How long a turn to read lasts where nothing comes.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// A client's end of the line, read by the session's own thread, or by a vCPU that waits for a verdict.
+pub(super) struct Session {
+    line: Arc<dyn Line>,
+    inlet: Inlet,
+    arming: Arming,
+    greeted: AtomicBool,
+}
 
 /// Tells a peer why it is not served.
 pub(super) fn refuse(line: &dyn Line, why: String) {
@@ -25,62 +36,78 @@ pub(super) fn refuse(line: &dyn Line, why: String) {
     line.close();
 }
 
-/// Serves a client until its end: its stream is over, it breaks the protocol, or it is silent.
-pub(super) fn run(agent: &Agent, line: &Arc<dyn Line>, arming: &Arming) {
-    let mut splitter = Splitter::default();
-    let mut buf = vec![0; 1 << 16];
-    let (mut heard, mut beat, mut greeted) = (Instant::now(), Instant::now(), false);
-    loop {
-        match line.receive(&mut buf) {
-            Ok(0) => return,
-            Ok(count) => {
-                heard = Instant::now();
-                splitter.add(buf.get(..count).unwrap_or_default());
-                if let Err(malformed) = take(agent, line, arming, &mut splitter, &mut greeted) {
-                    return refuse(&**line, malformed.to_string());
+impl Session {
+    pub fn new(line: &Arc<dyn Line>, arming: Arming) -> Self {
+        let inlet = Inlet::new(line.clone(), Splitter::default());
+        Self { line: line.clone(), inlet, arming, greeted: AtomicBool::new(false) }
+    }
+
+    /// Serves a client until its end: its stream is over, it breaks the protocol, or it is silent.
+    pub fn run(&self, agent: &Agent) {
+        let (mut beat, mut holds) = (Instant::now(), 0);
+        loop {
+            let held = agent.holds.so_far();
+            // Where vCPUs are held again and again, each reads for itself.
+            let turn = if holds == held { self.inlet.turn() } else { None };
+            holds = held;
+            match turn {
+                Some(mut reader) => {
+                    if !self.read(agent, &mut reader, LOOK) {
+                        return;
+                    }
                 }
+                None => std::thread::sleep(TURN),
             }
-            Err(error) => match error.kind() {
-                ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted => {}
-                _ => return,
-            },
-        }
-        if heard.elapsed() > SILENCE {
-            return;
-        }
-        if greeted && beat.elapsed() >= BEAT {
-            beat = Instant::now();
-            agent.outbox.message(&ToClient::Beat);
-            agent.outbox.flush();
+            if self.inlet.silence() > SILENCE {
+                return;
+            }
+            if self.greeted.load(Ordering::Relaxed) && beat.elapsed() >= BEAT {
+                beat = Instant::now();
+                agent.outbox.message(&ToClient::Beat);
+                agent.outbox.flush();
+            }
         }
     }
-}
 
-/// Does all that the frames at hand ask for.
-fn take(
-    agent: &Agent,
-    line: &Arc<dyn Line>,
-    arming: &Arming,
-    splitter: &mut Splitter,
-    greeted: &mut bool,
-) -> Result<(), Malformed> {
-    while let Some((kind, body)) = splitter.frame()? {
-        let message = ToAgent::decode(kind, body)?;
-        match message {
-            ToAgent::Hello { version: VERSION } if !*greeted => {
-                agent.outbox.attach(line);
+    /// Does what comes by the line while nobody else reads it. False where it has ended, or somebody else reads.
+    pub fn try_read(&self, agent: &Agent, still_wanted: impl FnOnce() -> bool) -> bool {
+        match self.inlet.turn() {
+            // Who had the turn before may have read what this one waits for.
+            Some(mut reader) if still_wanted() => self.read(agent, &mut reader, LOOK),
+            Some(_) => true,
+            None => false,
+        }
+    }
+
+    /// A turn of the one that has it. False at the end, which the session's own thread then finds too.
+    fn read(&self, agent: &Agent, reader: &mut Reader, timeout: Duration) -> bool {
+        match self.inlet.read(reader, timeout, |kind, body| self.take(agent, kind, body)) {
+            Came::Some => true,
+            Came::End(_) => false,
+            Came::Broken(malformed) => {
+                refuse(&*self.line, malformed.to_string());
+                false
+            }
+        }
+    }
+
+    fn take(&self, agent: &Agent, kind: u16, body: &[u8]) -> Result<(), Malformed> {
+        let greeted = self.greeted.load(Ordering::Relaxed);
+        match ToAgent::decode(kind, body)? {
+            ToAgent::Hello { version: VERSION } if !greeted => {
+                agent.outbox.attach(&self.line);
                 agent.outbox.message(&ToClient::Hello { version: VERSION, hello: agent.machine.hello() });
                 agent.outbox.flush();
-                *greeted = true;
+                self.greeted.store(true, Ordering::Relaxed);
             }
             ToAgent::Hello { .. } => {
                 return Err(Malformed("its version is not that of this agent: use the same vmtree"));
             }
-            _ if !*greeted => return Err(Malformed("it does not say hello first")),
-            message => obey(agent, arming, message),
+            _ if !greeted => return Err(Malformed("it does not say hello first")),
+            message => obey(agent, &self.arming, message),
         }
+        Ok(())
     }
-    Ok(())
 }
 
 fn obey(agent: &Agent, arming: &Arming, message: ToAgent) {

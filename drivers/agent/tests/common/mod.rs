@@ -9,7 +9,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use vmtree_agent::client::Client;
-use vmtree_agent::frame::Splitter;
 use vmtree_agent::server::{Agent, Machine, Refusal, Registers};
 use vmtree_agent::{Code, Event, Hello, Kind, Line, Reg, Verdict, Wanted, Way};
 
@@ -48,10 +47,10 @@ impl Line for End {
         Ok(())
     }
 
-    fn receive(&self, buf: &mut [u8]) -> io::Result<usize> {
+    fn receive(&self, buf: &mut [u8], timeout: Duration) -> io::Result<usize> {
         let mut state = self.from.bytes.lock().unwrap();
         if state.0.is_empty() && !state.1 {
-            state = self.from.changed.wait_timeout(state, Duration::from_millis(200)).unwrap().0;
+            state = self.from.changed.wait_timeout(state, timeout).unwrap().0;
         }
         if state.0.is_empty() && !state.1 {
             return Err(io::ErrorKind::WouldBlock.into());
@@ -141,8 +140,8 @@ impl Scene {
     }
 
     pub fn client(&self) -> Arc<Client> {
-        let (client, rest) = Client::open(self.line()).unwrap();
-        read(&client, rest);
+        let client = Client::open(self.line()).unwrap();
+        read(&client);
         client
     }
 
@@ -158,9 +157,9 @@ impl Scene {
     }
 }
 
-pub fn read(client: &Arc<Client>, rest: Splitter) {
+pub fn read(client: &Arc<Client>) {
     let client = client.clone();
-    thread::spawn(move || client.read_forever(rest));
+    thread::spawn(move || client.read_forever());
 }
 
 pub fn soon(what: &str, mut is: impl FnMut() -> bool) {

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vmtree_agent::client::Client;
-use vmtree_agent::{Kind, Line, ToAgent, VERSION};
+use vmtree_agent::{Kind, Line, Socket, ToAgent, VERSION};
 use vmtree_guest::mailbox::Op;
 
-use crate::lab::{LONG, Lab, Socket, at_least, command, library, release, soon, wanted, watch};
+use crate::lab::{LONG, Lab, at_least, command, library, release, soon, wanted, watch};
 
 /// What QEMU says when it ends at once with this plugin argument.
 fn refused(folder: &std::path::Path, args: &str) -> String {
@@ -62,7 +62,7 @@ fn a_socket_that_a_killed_qemu_left_is_taken_over_and_an_orderly_end_removes_it(
     let path = folder.path().join("agent");
     drop(UnixListener::bind(&path).unwrap());
     let mut qemu = command(folder.path(), 1, Some(&format!(",socket={}", path.display()))).spawn().unwrap();
-    soon("it serves", || Socket::open(&path).is_ok_and(|line| Client::open(Arc::new(line)).is_ok()));
+    soon("it serves", || Socket::connect(&path).is_ok_and(|line| Client::open(Arc::new(line)).is_ok()));
     let mut qmp = UnixStream::connect(folder.path().join("qmp")).unwrap();
     qmp.write_all(b"{\"execute\":\"qmp_capabilities\"}\n{\"execute\":\"quit\"}\n").unwrap();
     assert!(qemu.wait().unwrap().success());
@@ -87,7 +87,7 @@ fn a_peer_that_speaks_garbage_or_stops_reading_or_answering_does_not_stop_the_gu
         let _ = peer.read_to_end(&mut said);
     }
     // Says hello, wants everything held, and then neither reads nor writes.
-    let deaf = Socket::open(&lab.socket()).unwrap();
+    let deaf = Socket::connect(&lab.socket()).unwrap();
     let mut bytes = Vec::new();
     ToAgent::Hello { version: VERSION }.encode(&mut bytes);
     let wanted = wanted([watch(Kind::Cr3, true), watch(Kind::Cpuid, false), watch(Kind::Io, false)]);

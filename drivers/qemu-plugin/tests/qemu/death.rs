@@ -6,19 +6,19 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use vmtree_agent::client::Client;
-use vmtree_agent::{Kind, Verdict};
+use vmtree_agent::{Kind, Socket, Verdict};
 use vmtree_guest::mailbox::{Counter, Op};
 
-use crate::lab::{LONG, Lab, Socket, at_least, soon, wanted, watch};
+use crate::lab::{LONG, Lab, at_least, soon, wanted, watch};
 
 /// Not a test: the client that is killed. It holds every CR3 write of four vCPUs, says so, and waits.
 #[test]
 #[ignore = "the child of the test below"]
 fn child() {
     let path = std::env::var("VMTREE_TEST_SOCKET").unwrap();
-    let (client, rest) = Client::open(Arc::new(Socket::open(path.as_ref()).unwrap())).unwrap();
+    let client = Client::open(Arc::new(Socket::connect(path.as_ref()).unwrap())).unwrap();
     let reader = client.clone();
-    thread::spawn(move || reader.read_forever(rest));
+    thread::spawn(move || reader.read_forever());
     client.watch(&wanted([watch(Kind::Cr3, true)])).unwrap();
     println!("armed");
     let mut held = [false; 4];

@@ -2,9 +2,7 @@
 //! tests/labs/qemu/versions.sh puts others there.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::net::Shutdown;
-use std::os::unix::net::UnixStream;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, OnceLock};
@@ -12,35 +10,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use vmtree_agent::client::Client;
-use vmtree_agent::{Event, Kind, Line, Wanted, Watch};
+use vmtree_agent::{Event, Kind, Socket, Wanted, Watch};
 use vmtree_guest::Mailbox;
 
 pub const LONG: Duration = Duration::from_secs(40);
-
-pub struct Socket(UnixStream);
-
-impl Socket {
-    pub fn open(path: &Path) -> io::Result<Self> {
-        let stream = UnixStream::connect(path)?;
-        stream.set_read_timeout(Some(Duration::from_millis(300)))?;
-        stream.set_write_timeout(Some(Duration::from_secs(3)))?;
-        Ok(Self(stream))
-    }
-}
-
-impl Line for Socket {
-    fn send(&self, bytes: &[u8]) -> io::Result<()> {
-        (&self.0).write_all(bytes)
-    }
-
-    fn receive(&self, buf: &mut [u8]) -> io::Result<usize> {
-        (&self.0).read(buf)
-    }
-
-    fn close(&self) {
-        let _ = self.0.shutdown(Shutdown::Both);
-    }
-}
 
 /// The library, built now: cargo builds none for the tests of a library that nothing links with.
 pub fn library() -> &'static Path {
@@ -127,12 +100,12 @@ impl Lab {
     pub fn client(&self) -> Arc<Client> {
         let mut found = None;
         soon("the agent serves", || {
-            found = Client::open(Arc::new(Socket::open(&self.socket()).unwrap())).ok();
+            found = Client::open(Arc::new(Socket::connect(&self.socket()).unwrap())).ok();
             found.is_some()
         });
-        let (client, rest) = found.unwrap();
+        let client = found.unwrap();
         let reader = client.clone();
-        thread::spawn(move || reader.read_forever(rest));
+        thread::spawn(move || reader.read_forever());
         client
     }
 }

@@ -8,13 +8,11 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use vmtree_agent::client::Client;
-use vmtree_agent::frame::Splitter;
-use vmtree_agent::{Event, Line};
+use vmtree_agent::{Event, Line, Socket};
 use vmtree_api::events::{EventOffer, EventSource, Held, Wanted};
 use vmtree_api::{Error, ErrorKind, Memory, Result};
 
 use super::held::Holds;
-use super::line::Socket;
 use super::{check, error, gone, offers, words};
 use crate::said::said;
 
@@ -45,7 +43,7 @@ impl Events {
         loop {
             let socket = Socket::connect(path).map_err(|error| unreached(path, error))?;
             match Client::open(Arc::new(socket) as Arc<dyn Line>) {
-                Ok((client, rest)) => return Self::start(client, rest, memory, ended),
+                Ok(client) => return Self::start(client, memory, ended),
                 Err(why) if is_taken(&why) && begun.elapsed() < LEAVING => {
                     thread::sleep(Duration::from_millis(50))
                 }
@@ -54,18 +52,13 @@ impl Events {
         }
     }
 
-    fn start(
-        client: Arc<Client>,
-        rest: Splitter,
-        memory: Arc<dyn Memory>,
-        ended: Arc<AtomicBool>,
-    ) -> Result<Self> {
+    fn start(client: Arc<Client>, memory: Arc<dyn Memory>, ended: Arc<AtomicBool>) -> Result<Self> {
         let holds = Arc::new(Holds::new(Arc::clone(&client)));
         let closing = Arc::new(AtomicBool::new(false));
         let offers = offers::offers(&client.hello().offers);
         let (reads, held, closes) = (Arc::clone(&client), Arc::clone(&holds), Arc::clone(&closing));
         let read = move || {
-            reads.read_forever(rest);
+            reads.read_forever();
             held.end();
             // Of QEMU's end the watcher of its process tells.
             thread::sleep(Duration::from_millis(100));
@@ -131,7 +124,7 @@ impl EventSource for Events {
     }
 
     fn next(&self, timeout: Duration) -> Result<Option<Held>> {
-        match self.holds.next(timeout) {
+        match self.client.next(timeout) {
             Ok(None) => Ok(None),
             Ok(Some(told)) => self.taken(&told).map(Some),
             Err(why) => Err(gone("watch events", &why)),

@@ -1,9 +1,7 @@
 //! The vCPUs that stand still at an event, and their registers.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::thread::{self, ThreadId};
-use std::time::Duration;
 
 use parking_lot::Mutex;
 use vmtree_agent::client::{Client, Failure};
@@ -52,10 +50,6 @@ struct State {
     held: BTreeMap<u32, At>,
     /// Nobody is held any more: the agent has let go of all.
     ended: bool,
-    /// The thread that takes events.
-    taker: Option<ThreadId>,
-    /// What it took while it waited for an answer of the agent.
-    taken: VecDeque<Event>,
 }
 
 impl Holds {
@@ -94,40 +88,6 @@ impl Holds {
         !self.state.lock().held.is_empty()
     }
 
-    /// The next event, `None` when `timeout` is over.
-    ///
-    /// # Errors
-    /// The agent is gone, and why.
-    pub fn next(&self, timeout: Duration) -> std::result::Result<Option<Event>, String> {
-        let mut state = self.state.lock();
-        state.taker = Some(thread::current().id());
-        match state.taken.pop_front() {
-            Some(event) => Ok(Some(event)),
-            None => {
-                drop(state);
-                self.client.next(timeout)
-            }
-        }
-    }
-
-    /// Tells the agent a verdict and waits for what it says to that. It says so behind the events that are on their way, so
-    /// the thread that takes events takes them meanwhile.
-    fn tell(&self, seq: u64, verdict: &Verdict) -> std::result::Result<(), Failure> {
-        let waits = *verdict != Verdict::Continue;
-        if !waits || self.state.lock().taker != Some(thread::current().id()) {
-            return self.client.answer(seq, verdict);
-        }
-        thread::scope(|scope| {
-            let telling = scope.spawn(|| self.client.answer(seq, verdict));
-            while !telling.is_finished() {
-                if let Ok(Some(event)) = self.client.next(Duration::from_millis(1)) {
-                    self.state.lock().taken.push_back(event);
-                }
-            }
-            telling.join().unwrap_or_else(|_| Err(Failure::Gone("the thread that told it ended".to_owned())))
-        })
-    }
-
     fn seq(&self, vcpu: VcpuId) -> Option<u64> {
         Some(self.state.lock().held.get(&vcpu.0)?.seq)
     }
@@ -144,7 +104,7 @@ impl Holds {
     /// As [`vmtree_api::events::Held::new`] asks of a reply.
     pub fn answer(&self, vcpu: u32, seq: u64, verdict: &Verdict) -> Result<()> {
         const OP: &str = "answer";
-        match self.tell(seq, verdict) {
+        match self.client.answer(seq, verdict) {
             Ok(()) => self.remove(vcpu, seq),
             // The agent has let it go by itself, or does not listen any more.
             Err(Failure::Gone(why)) => {

@@ -5,7 +5,6 @@ mod check;
 mod connect;
 mod events;
 mod held;
-mod line;
 mod offers;
 mod plugin;
 mod regs;

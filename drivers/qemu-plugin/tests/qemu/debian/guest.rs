@@ -6,10 +6,10 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use vmtree_agent::client::Client;
-use vmtree_agent::{Event, Kind};
+use vmtree_agent::{Event, Kind, Socket};
 
 use super::vm::{self, Vm};
-use crate::lab::{Socket, at_least, library, soon, wanted, watch};
+use crate::lab::{at_least, library, soon, wanted, watch};
 
 /// How long a boot may take on a busy host.
 pub const BOOT: Duration = Duration::from_secs(180);
@@ -34,10 +34,10 @@ impl Guest {
         let own = ["-accel", "tcg,thread=single", "-m", "512M", "-S", "-append", &line, "-plugin", &plugin];
         let files = ["-kernel", kernel.to_str().unwrap(), "-initrd", initrd.to_str().unwrap()];
         let mut vm = Vm::start_without_qmp(&[&own, &files[..], args].concat());
-        let socket = Socket::open(&vm.folder().join("agent")).unwrap();
-        let (client, rest) = Client::open(Arc::new(socket)).unwrap();
+        let socket = Socket::connect(&vm.folder().join("agent")).unwrap();
+        let client = Client::open(Arc::new(socket)).unwrap();
         let reader = client.clone();
-        thread::spawn(move || reader.read_forever(rest));
+        thread::spawn(move || reader.read_forever());
         client.watch(&wanted(kinds.iter().map(|kind| watch(*kind, false)))).unwrap();
         let (told, over) = (Arc::<Mutex<Vec<Event>>>::default(), Arc::<AtomicBool>::default());
         let (into, end, taking) = (told.clone(), over.clone(), client.clone());
