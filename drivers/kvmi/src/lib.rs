@@ -1,7 +1,7 @@
 //! KVM with the KVM-VMI patches, introspected over KVMI: QEMU connects to a socket of ours, and the kernel answers there.
 //!
 //! Crate kvmi speaks the protocol by libkvmi, which no distribution has. So all that needs it is behind the feature
-//! `libkvmi`; the rest builds and is tested anywhere, over [`port`]'s small traits.
+//! `libkvmi`; the rest builds and is tested anywhere, over the small traits of `port`.
 
 #![cfg_attr(not(feature = "libkvmi"), allow(dead_code, reason = "only a connection uses it"))]
 
