@@ -41,7 +41,6 @@ fn number(kind: EventKind) -> Option<u8> {
         EventKind::Cr0 | EventKind::Cr3 | EventKind::Cr4 => kind::CR,
         EventKind::Msr => kind::MSR,
         EventKind::Breakpoint => kind::BREAKPOINT,
-        EventKind::SingleStep => kind::SINGLESTEP,
         EventKind::Slat => kind::PF,
         EventKind::Cpuid => kind::CPUID,
         EventKind::Descriptor => kind::DESCRIPTOR,
@@ -59,14 +58,14 @@ fn ways(kind: EventKind, has: &Result<(), Missing>) -> Vec<Row<Way>> {
 }
 
 fn action(kind: EventKind, action: Action, has: &Has) -> Option<Result<(), Missing>> {
-    use EventKind::{Breakpoint, Cpuid, Cr0, Cr3, Cr4, Descriptor, Msr, SingleStep, Slat};
+    use EventKind::{Breakpoint, Cpuid, Cr0, Cr3, Cr4, Descriptor, Msr, Slat};
     let no = |why: &str| Some(Err(Missing::new(why)));
     match (action, kind) {
         (Action::Continue | Action::Set, _) => Some(Ok(())),
         (Action::Deny, Cr0 | Cr3 | Cr4 | Msr | Breakpoint) => Some(Ok(())),
         (Action::Deny, Descriptor) => no(NO_LENGTH),
         (Action::Deny, Slat) => no(ACCESS),
-        (Action::Deny | Action::Value, SingleStep) | (Action::Deny, Cpuid) => None,
+        (Action::Deny, Cpuid) => None,
         (Action::Value, Cr0 | Cr3 | Cr4 | Msr | Cpuid) => Some(Ok(())),
         (Action::Value, Slat) => no(DATA),
         (Action::Value, _) => None,
@@ -83,6 +82,9 @@ fn action(kind: EventKind, action: Action, has: &Has) -> Option<Result<(), Missi
 /// Why KVMI has no such events.
 fn absent(kind: EventKind) -> Missing {
     Missing::new(match kind {
+        EventKind::SingleStep => {
+            "KVM delivers no interrupts to a vCPU that is single-stepped, so watching it would stop the guest's clock"
+        }
         EventKind::Xcr0 => "KVMI's event of it tells no values",
         EventKind::Interrupt => "KVMI tells of exceptions that it injected itself, and of no others",
         EventKind::GuestRequest => "KVMI tells of one hypercall of Xen's alone, not of every vmcall",
@@ -96,7 +98,6 @@ fn of(kind: EventKind, has: &Has) -> EventOffer {
         return EventOffer { kind, ways, actions: Vec::new(), gaps: Vec::new() };
     };
     let there = has.event(number);
-    let there = if kind == EventKind::SingleStep { has.step.clone() } else { there };
     let actions = Action::ALL.iter().filter_map(|is| Some((*is, action(kind, *is, has)?))).collect();
     EventOffer { kind, ways: ways(kind, &there), actions, gaps: Vec::new() }
 }
@@ -128,7 +129,7 @@ pub(crate) mod tests {
     fn every_kind_of_kvmi_has_a_row_and_every_gap_its_reason() {
         let offers = offers(&all());
         assert_eq!(offers.len(), EventKind::ALL.len());
-        assert_eq!(offers.iter().filter(|offer| offer.ways.iter().any(|(_, has)| has.is_ok())).count(), 9);
+        assert_eq!(offers.iter().filter(|offer| offer.ways.iter().any(|(_, has)| has.is_ok())).count(), 8);
         for offer in &offers {
             assert_eq!(offer.ways.len(), offer.kind.ways().len());
             assert!(
@@ -144,7 +145,6 @@ pub(crate) mod tests {
         has.step = Err(Missing::new("AMD"));
         let offers = offers(&has);
         let offer = |kind| offers.iter().find(|offer| offer.kind == kind).unwrap();
-        assert!(offer(EventKind::SingleStep).ways[0].1.is_err());
         let step = |kind| offer(kind).actions.iter().find(|(is, _)| *is == Action::Step).unwrap().1.is_ok();
         assert!(step(EventKind::Cr3) && !step(EventKind::Slat));
     }

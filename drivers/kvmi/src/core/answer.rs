@@ -34,11 +34,6 @@ fn values(kind: &Kind) -> Option<(u64, u64)> {
     }
 }
 
-/// How the instruction of an event is tried anew, or a boundary between two is left.
-fn again(kind: &Kind) -> Reply {
-    if matches!(kind, Kind::SingleStep) { Reply::Continue } else { Reply::Retry }
-}
-
 /// An exception that a VM entry takes.
 fn exception(what: Inject) -> Result<(u8, u32, u64)> {
     let (vector, error, address) = match what {
@@ -93,20 +88,13 @@ impl Core {
         }
     }
 
-    /// The vCPU goes on, or, behind an instruction of a paused VM, stays.
+    /// The vCPU goes on.
     fn end(&mut self, index: usize, told: &Told, reply: Reply) -> Result<()> {
-        if told.kind == Kind::SingleStep && self.stays(index) {
-            if let Some(stop) = self.vcpu(index).and_then(|vcpu| vcpu.at.as_mut()) {
-                stop.why = Why::Stepped;
-            }
-            self.news = true;
-            return Ok(());
-        }
         // RIP that was set beside the answer says where the vCPU goes on, and what it was stopped at is dropped.
         let rip = told.raw.general.get(RIP);
         let moved = self.pending(index).is_some_and(|general| general.get(RIP) != rip);
         let moved = moved && !is_write(&told.kind) && reply == Reply::Continue;
-        self.go(index, if moved { again(&told.kind) } else { reply })
+        self.go(index, if moved { Reply::Retry } else { reply })
     }
 
     /// Whether the general registers of a standing vCPU may become these.
@@ -145,9 +133,7 @@ impl Core {
         match (&told.kind, values(&told.kind)) {
             (_, Some((old, _))) => self.go(index, Reply::Value(old)),
             (Kind::Breakpoint { len, .. }, _) => self.skip(index, told, *len, None),
-            (Kind::SingleStep | Kind::Cpuid { .. }, _) => {
-                refuse(ErrorKind::Invalid, "it can't be denied: it is done")
-            }
+            (Kind::Cpuid { .. }, _) => refuse(ErrorKind::Invalid, "it can't be denied: it is done"),
             _ => unsupported("KVMI can't drop it; capabilities says why"),
         }
     }
@@ -193,11 +179,10 @@ impl Core {
             self.put_on(index, now)?;
             return Err(error);
         }
-        let reply = again(&told.kind);
         if let Some(vcpu) = self.vcpu(index) {
             vcpu.stepping = Some(Stepping::Back(now));
         }
-        self.go(index, reply)
+        self.go(index, Reply::Retry)
     }
 
     fn inject(&mut self, index: usize, told: &Told, what: Inject) -> Result<()> {
@@ -207,6 +192,6 @@ impl Core {
         }
         let answer = self.port.inject(told.vcpu, vector, error, address);
         self.done(OP, answer)?;
-        self.end(index, told, again(&told.kind))
+        self.end(index, told, Reply::Retry)
     }
 }

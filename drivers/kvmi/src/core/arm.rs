@@ -41,7 +41,6 @@ fn controls(watch: &Watch) -> Vec<Control> {
             [Control::Event(kind::MSR)].into_iter().chain(all.into_iter().map(Control::Msr)).collect()
         }
         EventKind::Breakpoint => vec![Control::Event(kind::BREAKPOINT)],
-        EventKind::SingleStep => vec![Control::Event(kind::SINGLESTEP), Control::Step],
         EventKind::Cpuid => vec![Control::Event(kind::CPUID)],
         EventKind::Descriptor => vec![Control::Event(kind::DESCRIPTOR)],
         _ => Vec::new(),
@@ -114,14 +113,6 @@ impl Core {
         for (index, target) in targets.iter().enumerate() {
             let now = self.vcpus.get(index).map(|vcpu| vcpu.armed.clone()).unwrap_or_default();
             for what in now.difference(target).collect::<Vec<_>>().into_iter().rev() {
-                let steps = |vcpu: &&mut super::Vcpu| vcpu.step_on || vcpu.stepping.is_some();
-                // It goes off once the steps that are under way are done.
-                if matches!(what, Control::Step | Control::Event(kind::SINGLESTEP))
-                    && let Some(vcpu) = self.vcpu(index).filter(steps)
-                {
-                    vcpu.step_on = true;
-                    continue;
-                }
                 self.switch(index, *what, false, sent)?;
             }
         }

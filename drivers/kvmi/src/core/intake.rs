@@ -71,19 +71,13 @@ impl Core {
     fn stepped(&mut self, index: usize, told: Told) {
         let stepping = self.vcpu(index).and_then(|vcpu| vcpu.stepping.take());
         if let Some(Stepping::Back(view)) = stepping {
-            let back = self.put_on(index, view).and_then(|()| self.stop_stepping(index));
-            if let Err(error) = back {
+            let back = self.put_on(index, view);
+            let off = self.stop_stepping(index);
+            if let Err(error) = back.and(off) {
                 log::warn!("vCPU {index} does not come back to view {}: {error}", view.0);
             }
         }
-        let held = convert::event(&told).and_then(|event| Some((event, self.matching(&event)?)));
-        match held {
-            Some((event, true)) => self.hold(index, told, event),
-            Some((event, false)) if !self.queue.push(event, None) => {
-                self.put(index, told, Why::Full(event));
-            }
-            _ => self.behind(index, told),
-        }
+        self.behind(index, told);
     }
 
     /// What a vCPU does behind an instruction: it stands where it was to be stepped, or the VM is paused.
@@ -179,17 +173,13 @@ impl Core {
         self.switch_step(index, true)
     }
 
-    /// Switches it off, unless it is watched.
+    /// Switches it off.
     pub(super) fn stop_stepping(&mut self, index: usize) -> vmtree_api::Result<()> {
         self.switch_step(index, false)
     }
 
     fn switch_step(&mut self, index: usize, on: bool) -> vmtree_api::Result<()> {
-        let Some(vcpu) = self.vcpu(index) else { return Ok(()) };
-        let watched = vcpu.armed.contains(&Control::Step);
-        let same = vcpu.step_on == on || on && watched;
-        vcpu.step_on &= on;
-        if same || watched {
+        if self.vcpus.get(index).is_none_or(|vcpu| vcpu.step_on == on) {
             return Ok(());
         }
         for what in [Control::Event(kind::SINGLESTEP), Control::Step] {

@@ -58,7 +58,7 @@ struct Vcpu {
     /// Reasons of its own to stand, beside the VM's pauses.
     stands: u32,
     stepping: Option<Stepping>,
-    /// Single-step is on for steps, beside what is armed.
+    /// Single-step is on.
     step_on: bool,
     /// What is switched on.
     armed: BTreeSet<Control>,
