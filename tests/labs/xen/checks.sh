@@ -95,6 +95,17 @@ mount_and_check() {
     check left nothing_is_left
 }
 
+# Without words for the suite: what happens beside other tools, and after deaths.
+ends() {
+    # shellcheck source=tests/labs/xen/ends.sh
+    . /lab/ends.sh
+    check mount-again mounted || return
+    check pause-of-others pause_of_others
+    check killed-while-holding killed_while_holding
+    check destroyed destroyed_under_the_mount
+    check left-after-all nothing_is_left
+}
+
 debian_says() {
     grep "guest says: VMTREE-SECRET" /var/log/xen/console/guest-debian.log
 }
@@ -136,6 +147,7 @@ guest)
     source=xen:guest
     check start guest guest "$vcpus" && mount_and_check "$@"
     check lives domain_lives guest
+    [ $# -gt 0 ] || ends
     ;;
 debian)
     source=xen:debian

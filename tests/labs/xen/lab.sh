@@ -126,7 +126,7 @@ run() {
         ;;
     *) set -- ;;
     esac
-    script "$machine" "$work/checks" "$here/checks.sh" "$@"
+    script "$machine" "$work/checks" "$here/checks.sh" "$here/ends.sh" "$@"
 }
 
 # The archive of the run: the script, what lib.sh names, and files by their paths on the host.
@@ -145,43 +145,49 @@ usage() {
     exit 2
 }
 
-action=${1:-}
-[ $# = 0 ] || shift
-case $action in
-prepare)
-    prepare
-    echo "$lab"
-    ;;
-build)
-    prepare
-    build
-    echo "$lab/target/debug"
-    ;;
-script)
-    [ -f "${2:-}" ] || usage
-    prepare
-    build
-    # shellcheck disable=SC2016 # sed's
-    shown='/^LAB-UP/,$p'
-    script "$@"
-    ;;
-run)
-    [ $# -ge 1 ] || usage
-    prepare
-    build
-    run "$@"
-    ;;
-shell)
-    prepare
-    build
-    : > "$work/script"
-    add_files
-    shell
-    ;;
-inside)
-    [ $# -ge 1 ] || usage
-    prepare
-    in_root sh -ec 'cd /src && exec "$@"' sh "$@"
-    ;;
-*) usage ;;
-esac
+# All in one, so that nothing of this file is read any more once it runs.
+main() {
+    action=${1:-}
+    [ $# = 0 ] || shift
+    case $action in
+    prepare)
+        prepare
+        echo "$lab"
+        ;;
+    build)
+        prepare
+        build
+        echo "$lab/target/debug"
+        ;;
+    script)
+        [ -f "${2:-}" ] || usage
+        prepare
+        build
+        # shellcheck disable=SC2016 # sed's
+        shown='/^LAB-UP/,$p'
+        script "$@"
+        ;;
+    run)
+        [ $# -ge 1 ] || usage
+        prepare
+        build
+        run "$@"
+        ;;
+    shell)
+        prepare
+        build
+        : > "$work/script"
+        add_files
+        shell
+        ;;
+    inside)
+        [ $# -ge 1 ] || usage
+        prepare
+        in_root sh -ec 'cd /src && exec "$@"' sh "$@"
+        ;;
+    *) usage ;;
+    esac
+}
+
+main "$@"
+exit
