@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use vmtree_api::undo::Undo;
 use vmtree_api::{ErrorKind, Host, Result, VcpuId};
@@ -114,12 +115,24 @@ impl World {
         }
     }
 
-    /// Looks where the domain's memory lies now.
+    /// Looks where the domain's memory lies now; on a thread of its own, for Xen is asked of each frame.
     fn look_for_memory(&mut self) {
-        let highest =
-            self.xen.highest().map_err(|error| refused("look for memory", "Xen does not tell", error));
-        if let Err(error) = highest.and_then(|highest| self.shared.memory.refresh(highest, &self.info)) {
-            log::error!("{error}");
+        let memory = Arc::clone(&self.shared.memory);
+        memory.mappings().drop_all();
+        let info = self.info;
+        let look = move |highest| {
+            if let Err(error) = memory.refresh(highest, &info) {
+                log::error!("{error}");
+            }
+        };
+        let started = match self.xen.highest() {
+            Ok(highest) => {
+                thread::Builder::new().name("xen-memory".to_owned()).spawn(move || look(highest)).map(drop)
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = started {
+            log::error!("the memory map may be old: {error}");
         }
     }
 

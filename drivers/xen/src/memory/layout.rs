@@ -21,8 +21,22 @@ const DEVICES: &[(u32, Range<u64>)] = &[
     (1, 0xfee0_0000..0xfee0_1000),
 ];
 
-/// The runs of frames up to `highest` that have memory. Ends early once as many are found as the domain has pages, so
-/// what most likely has memory is looked at first: a large hole last.
+/// Pages of a domain that lie at none of its frames, at most: event rings, what device models share.
+const ELSEWHERE: u64 = 256;
+
+/// How far a range is looked at.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Look {
+    /// All of it.
+    Whole,
+    /// Up to where nothing is any more; the rest later.
+    ToHole,
+    /// That rest.
+    Hole,
+}
+
+/// The runs of frames up to `highest` that have memory. What most likely has memory is looked at first, and a large hole only
+/// where many of the domain's pages are still to be found.
 ///
 /// # Errors
 /// As Xen says.
@@ -30,15 +44,16 @@ pub fn scan(frames: &dyn Frames, highest: u64, pages: u64) -> Result<Vec<Range<u
     let end = highest.saturating_add(1);
     let cut = |range: Range<u64>| range.start.min(end)..range.end.min(end);
     let mut parts = VecDeque::from([
-        (cut(0..SPECIAL.start), true),
-        (cut(SPECIAL), false),
-        (cut(SPECIAL.end..end), false),
+        (cut(0..SPECIAL.start), Look::ToHole),
+        (cut(SPECIAL), Look::Whole),
+        (cut(SPECIAL.end..end), Look::ToHole),
     ]);
     let mut found = Vec::new();
     let mut left = pages;
-    while let Some((part, to_hole)) = parts.pop_front() {
+    while let Some((part, look)) = parts.pop_front() {
+        let enough = if look == Look::Hole { ELSEWHERE } else { 0 };
         let mut first = part.start;
-        while first < part.end && left > 0 {
+        while first < part.end && left > enough {
             let mut there = vec![false; STEP.min(part.end - first) as usize];
             frames.present(first, &mut there)?;
             for (frame, _) in (first..).zip(&there).filter(|(_, there)| **there) {
@@ -46,8 +61,8 @@ pub fn scan(frames: &dyn Frames, highest: u64, pages: u64) -> Result<Vec<Range<u
                 left = left.saturating_sub(1);
             }
             first += there.len() as u64;
-            if to_hole && !there.contains(&true) {
-                parts.push_back((first..part.end, false));
+            if look == Look::ToHole && !there.contains(&true) {
+                parts.push_back((first..part.end, Look::Hole));
                 break;
             }
         }
@@ -130,13 +145,14 @@ mod tests {
         let set = Set(runs.clone(), Mutex::default());
         assert_eq!(scan(&set, 0xf_efff, pages(&runs)).unwrap(), runs);
         assert!(*set.1.lock().unwrap() < 0x9000);
-        // A page that is nowhere to be found costs a look at all.
+        // Nor for a page that is nowhere to be found.
         assert_eq!(scan(&set, 0xf_efff, pages(&runs) + 1).unwrap(), runs);
+        assert!(*set.1.lock().unwrap() < 0x12000);
     }
 
     proptest! {
         #[test]
-        fn all_runs_are_found(gaps in proptest::collection::vec((1_u64..5000, 1_u64..5000), 1..8), high: bool) {
+        fn all_runs_are_found(gaps in proptest::collection::vec((1_u64..1500, 1_u64..1500), 1..5), high: bool) {
             let mut at = if high { 0x10_0000 } else { 0 };
             let mut runs = Vec::new();
             for (gap, length) in gaps {
@@ -144,7 +160,11 @@ mod tests {
                 at += gap + length;
             }
             let set = Set(runs.clone(), Mutex::default());
-            prop_assert_eq!(scan(&set, at, pages(&runs)).unwrap(), runs);
+            let found = scan(&set, at, pages(&runs)).unwrap();
+            // Some pages behind a hole may be missed, and nothing else.
+            prop_assert!(pages(&runs) - pages(&found) <= ELSEWHERE);
+            prop_assert!(found.iter().all(|run| runs.iter().any(|all| all.start == run.start && run.end <= all.end)));
+            prop_assert_eq!(scan(&set, at, pages(&runs) + 2 * ELSEWHERE).unwrap(), runs);
         }
 
         #[test]

@@ -29,7 +29,8 @@ impl World {
     pub fn restore_views(&mut self) {
         const OP: &str = "restore views";
         let views: Vec<View> = self.views.views.values().cloned().collect();
-        for view in views.iter().filter(|view| view.xen != 0) {
+        // It does so where a view shows other frames.
+        for view in views.iter().filter(|view| view.xen != 0 && !view.shown.is_empty()) {
             for xen in [Some(view.xen), view.open].into_iter().flatten() {
                 for (frame, shown) in &view.shown {
                     if let Err(error) = self.xen.change(xen, *frame, Some(shown.frame())) {
