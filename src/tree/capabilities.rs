@@ -66,6 +66,10 @@ fn event_lines(text: &mut String, driver: &dyn Driver, kind: EventKind) {
     for (way, has) in &offer.ways {
         line(text, format!("event {kind} {}", way.name()).trim_end(), has.clone());
     }
+    // Where it is never seen, there is nothing to answer.
+    if offer.ways.iter().all(|(_, has)| has.is_err()) {
+        return;
+    }
     for part in kind.parts() {
         let gap = offer.gaps.iter().find(|(name, _)| name == part);
         line(text, &format!("event {kind} {part}"), gap.map_or(Ok(()), |(_, missing)| Err(missing.clone())));

@@ -146,7 +146,7 @@ pub struct Scripted {
     offers: Vec<EventOffer>,
 }
 
-/// cr3 and msr with all there is, but no step; interrupts that can only be swallowed.
+/// cr3 and msr with all there is, but no step; interrupts that can only be swallowed; ports that are never seen.
 fn offers() -> Vec<EventOffer> {
     let offer = |kind: EventKind, missing: &[Action]| EventOffer {
         kind,
@@ -160,11 +160,14 @@ fn offers() -> Vec<EventOffer> {
             .collect(),
         gaps: Vec::new(),
     };
+    let mut unseen = offer(EventKind::Io, &[]);
+    unseen.ways.iter_mut().for_each(|(_, has)| *has = Err(Missing::new("this test sees none")));
     vec![
         offer(EventKind::Cr3, &[Action::Step]),
         offer(EventKind::Msr, &[]),
         offer(EventKind::Interrupt, &[Action::Inject]),
         offer(EventKind::Slat, &[]),
+        unseen,
     ]
 }
 

@@ -208,12 +208,16 @@ fn a_read_only_mount_observes_and_changes_nothing() {
     for line in [
         "event cr3 to yes",
         "event slat w yes",
+        "event slat ptwalk yes",
+        "event io to no: this test sees none",
         "event cr3 deny no: this mount is read-only",
         "views no: this mount is read-only",
     ] {
         assert!(told.lines().any(|told| told.starts_with(line)), "{line}: {told}");
     }
     assert!(told.lines().all(|line| !line.starts_with("injection yes")));
+    // What is never seen has no answers.
+    assert!(told.lines().all(|line| !line.starts_with("event io deny")), "{told}");
     drop(file);
     lab.end();
 }
