@@ -55,6 +55,12 @@ const TASKS: &[Task] = &[
         command: &["tests/labs/qemu/versions.sh", "run", "10", "plugin"],
     },
     Task {
+        name: "kvmi",
+        about: "the kvmi driver over the lab's libkvmi and endpoint",
+        needs: "pkg-config",
+        command: &["env", "VMTREE_ROUGH=11", "tests/labs/kvmi/lab.sh", "run"],
+    },
+    Task {
         name: "doc",
         about: "documentation builds without warnings",
         needs: "cargo",
