@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use crate::frame::Splitter;
 use crate::inlet::{Came, Inlet, Reader, TURN};
-use crate::server::{Refusal, SILENCE, lock};
+use crate::lock::lock;
+use crate::server::{Refusal, SILENCE};
 use crate::{Code, Event, Hello, Line, Reg, ToAgent, ToClient, VERSION, Verdict, Wanted};
 
 /// How long an agent has for a hello, and for a request.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
 use crate::frame::Splitter;
-use crate::server::lock;
+use crate::lock::lock;
 use crate::{Line, Malformed};
 
 /// How long those wait who are not in turn, before they look whether they can be.

@@ -13,6 +13,7 @@ pub mod frame;
 mod inlet;
 mod kinds;
 mod line;
+mod lock;
 mod message;
 mod offer;
 pub mod server;

@@ -4,8 +4,9 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
-use super::{Refusal, lock};
+use super::Refusal;
 use crate::inlet::TURN;
+use crate::lock::lock;
 use crate::{Code, Event, Reg, Verdict};
 
 /// The registers of a held vCPU, reached from its own thread.

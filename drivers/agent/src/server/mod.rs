@@ -5,10 +5,11 @@ mod outbox;
 mod session;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use crate::lock::lock;
 use crate::{Code, Event, Hello, Line, Reg, ToClient, Verdict, Wanted, flag};
 use holds::Holds;
 use outbox::Outbox;
@@ -155,9 +156,4 @@ impl Agent {
         self.outbox.message(&message);
         self.outbox.flush();
     }
-}
-
-/// A lock whatever became of the thread that had it: what it guards is whole between any two statements.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

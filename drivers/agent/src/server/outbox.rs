@@ -3,7 +3,7 @@
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::lock;
+use crate::lock::lock;
 use crate::{Event, Line, ToClient};
 
 /// A client that is behind by so many bytes is waited for.
