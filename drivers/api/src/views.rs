@@ -1,8 +1,9 @@
 //! SLAT permissions, frame remapping and alternate views.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
-use crate::{Access, Gfn, Gpa, Result, VcpuId, ViewId};
+use crate::{Access, Error, ErrorKind, Gfn, Gpa, MemoryMap, RegionKind, Result, Span, VcpuId, ViewId};
 
 /// A SLAT permission over a range of frames, part of [`crate::events::Wanted`]. It is a trap: a violation raises slat.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -15,6 +16,65 @@ pub struct Rule {
     pub access: Access,
     /// Whether a violation waits for a verdict. Else the access is completed at once, and the event only tells of it.
     pub hold: bool,
+}
+
+impl Rule {
+    /// Whether its rights are those of some hardware: whoever may write may read. Execute alone is fine.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`], as of the operation `op`: an EPT misconfiguration (Intel SDM volume 3C, 29.3.3.1).
+    pub fn has_rights(&self, op: &'static str) -> Result<()> {
+        if self.access.contains(Access::WRITE) && !self.access.contains(Access::READ) {
+            let why = format!("no hardware has {}: whoever may write may read", self.access);
+            return Err(Error::new(ErrorKind::Invalid, op, why));
+        }
+        Ok(())
+    }
+
+    /// Whether its frames are all RAM, maybe of several regions side by side.
+    ///
+    /// # Errors
+    /// Of the operation `op`: [`ErrorKind::Invalid`] without a frame, [`ErrorKind::NotFound`] with one that is no RAM.
+    pub fn in_ram(&self, map: &MemoryMap, op: &'static str) -> Result<()> {
+        let (first, behind) = (self.frames.start, self.frames.end);
+        let refuse =
+            |kind, why| Err(Error::new(kind, op, format!("frames {:#x}-{:#x} {why}", first.0, behind.0)));
+        if first >= behind {
+            return refuse(ErrorKind::Invalid, "are none");
+        }
+        let Some((start, end)) = first.gpa().zip(behind.gpa()) else {
+            return refuse(ErrorKind::NotFound, "have no address");
+        };
+        let mut at = start;
+        while at < end {
+            match map.at(at) {
+                Span::Region(region) if region.kind == RegionKind::Ram => at = region.end,
+                _ => {
+                    let why =
+                        format!("{start}-{end} is not all RAM: {at} is none; mem.map shows where there is");
+                    return Err(Error::new(ErrorKind::NotFound, op, why));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether the rules of each view come in ascending order and don't overlap.
+///
+/// # Errors
+/// [`ErrorKind::Invalid`], as of the operation `op`.
+pub fn in_order(rules: &[Rule], op: &'static str) -> Result<()> {
+    let mut ends: BTreeMap<u32, u64> = BTreeMap::new();
+    for rule in rules {
+        let end = ends.entry(rule.view.0).or_default();
+        if rule.frames.start.0 < *end {
+            let why = format!("the rules of view {} overlap or are out of order", rule.view.0);
+            return Err(Error::new(ErrorKind::Invalid, op, why));
+        }
+        *end = rule.frames.end.0;
+    }
+    Ok(())
 }
 
 /// What a view shows at a frame.

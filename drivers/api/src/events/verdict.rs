@@ -1,6 +1,6 @@
 //! What becomes of a held event, and what can be injected.
 
-use crate::{Gva, RegId, RegValue, ViewId};
+use crate::{Error, ErrorKind, Gva, RegId, RegValue, Result, ViewId};
 
 /// What can be injected into a vCPU.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -26,6 +26,42 @@ pub enum Inject {
     },
     /// A non-maskable interrupt.
     Nmi,
+}
+
+/// The exceptions that push an error code (Intel SDM volume 3A, table 6-1).
+const WITH_ERROR: &[u8] = &[8, 10, 11, 12, 13, 14, 17, 21];
+const NMI: u8 = 2;
+
+impl Inject {
+    /// The vector of a page fault.
+    pub const PAGE_FAULT: u8 = 14;
+
+    /// Whether it can be injected at all: what a VM entry checks (Intel SDM volume 3C, 27.2.1.3).
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`], as of the operation `op`.
+    pub fn check(self, op: &'static str) -> Result<()> {
+        let refuse = |why: String| Err(Error::new(ErrorKind::Invalid, op, why));
+        let (vector, error) = match self {
+            Self::PageFault { error, .. } => (Self::PAGE_FAULT, Some(error)),
+            Self::Exception { vector, error } => (vector, error),
+            Self::Interrupt { .. } | Self::Nmi => return Ok(()),
+        };
+        if vector > 31 {
+            return refuse(format!("{vector} is no exception: they are 0 to 31; inject it as an interrupt"));
+        }
+        if vector == NMI {
+            return refuse("vector 2 is no exception; inject nmi".to_owned());
+        }
+        match (WITH_ERROR.contains(&vector), error) {
+            (true, None) => refuse(format!("exception {vector} has an error code; give err=CODE")),
+            (false, Some(_)) => refuse(format!("exception {vector} has no error code")),
+            (true, Some(error)) if error >> 16 != 0 => {
+                refuse(format!("the error code {error:#x} has more than 16 bits"))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// What becomes of a held event.

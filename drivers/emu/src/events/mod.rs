@@ -9,6 +9,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use vmtree_api::events::{EventKind, EventOffer, EventSource, Held, Verdict, Wanted, Watch};
+use vmtree_api::views::in_order;
 use vmtree_api::{Error, ErrorKind, Result};
 
 use crate::machine::{Machine, State};
@@ -78,7 +79,7 @@ impl EventSource for Events {
             visit.world.slat.known(WATCH, rule.view)?;
             slat::check(rule, &visit.world.ram)?;
         }
-        slat::in_order(&wanted.rules)?;
+        in_order(&wanted.rules, "watch")?;
         visit.world.armed = Armed::new(&wanted.watches);
         visit.world.slat.set_rules(&wanted.rules);
         visit.vcpus.iter_mut().for_each(|vcpu| vcpu.tlb.flush());

@@ -97,7 +97,7 @@ fn step(vcpu: &mut Vcpu, world: &World, stopped: &Stopped, view: Option<ViewId>)
 }
 
 fn inject(vcpu: &mut Vcpu, stopped: &Stopped, what: Inject) -> Result<()> {
-    injection::check(what)?;
+    what.check(injection::OP)?;
     let exception = match what {
         Inject::PageFault { address, error } => Exception::page(address.0, error),
         Inject::Exception { vector, error } => Exception { vector, error, cr2: None },

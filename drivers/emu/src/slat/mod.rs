@@ -6,7 +6,7 @@ mod view;
 
 pub use copies::COPY;
 use copies::Copies;
-pub use rules::{check, in_order};
+pub use rules::check;
 use view::View;
 
 use vmtree_api::views::{Remap, Rule};

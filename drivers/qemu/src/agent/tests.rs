@@ -164,7 +164,7 @@ fn what_is_wanted_is_told_whole_or_refused_before() {
     assert_eq!(got.rules, [wire::Rule { frames: 0x7f..0x100, access: 5, hold: true }]);
     for (rules, kind) in [
         (vec![rule(0, 0x7f, 0x101)], ErrorKind::NotFound),
-        (vec![rule(0, 5, 5)], ErrorKind::NotFound),
+        (vec![rule(0, 5, 5)], ErrorKind::Invalid),
         (vec![rule(0, 1, u64::MAX)], ErrorKind::NotFound),
         (vec![rule(1, 0, 1)], ErrorKind::NotFound),
         (vec![rule(0, 0, 1); 50_000], ErrorKind::NoSpace),

@@ -7,11 +7,11 @@ use vmtree_api::{ErrorKind, Gva};
 use super::super::{Bench, CODE};
 use super::every;
 use crate::cpu::Stepped;
-use crate::injection::{check, leave};
+use crate::injection::leave;
 
 impl Bench {
     fn inject(&mut self, what: Inject) {
-        check(what).unwrap();
+        what.check("inject").unwrap();
         leave(&mut self.state.vcpus[0].trap, what).unwrap();
     }
 
@@ -165,7 +165,7 @@ fn what_no_cpu_raises_is_refused() {
         Inject::Exception { vector: 6, error: Some(0) },
         Inject::PageFault { address: Gva(0), error: 1 << 16 },
     ] {
-        let error = check(what).unwrap_err();
+        let error = what.check("inject").unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Invalid, "{what:?}");
         assert!(!error.to_string().contains('\n'));
     }
