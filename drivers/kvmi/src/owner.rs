@@ -15,6 +15,8 @@ use crate::queue::Queue;
 
 /// How long the thread sleeps at most when nothing happens.
 const NAP: Duration = Duration::from_secs(1);
+/// After so long without anything the host is asked whether it is still there: half a message, or none, looks like peace.
+const QUIET: Duration = Duration::from_secs(5);
 /// How long one who waits for news sleeps before it looks again.
 const MOMENT: Duration = Duration::from_millis(20);
 
@@ -119,6 +121,7 @@ impl Drop for End<'_> {
 
 fn serve(mut core: Core, inbox: &Receiver<Job>, shared: &Shared, queue: &Queue, host: &dyn Host) {
     let mut end = End { shared, queue, host, why: None };
+    let mut last = Instant::now();
     loop {
         let mut busy = false;
         core.intake();
@@ -130,6 +133,13 @@ fn serve(mut core: Core, inbox: &Receiver<Job>, shared: &Shared, queue: &Queue, 
         if core.news() {
             *shared.news.lock() += 1;
             shared.changed.notify_all();
+            busy = true;
+        }
+        if busy {
+            last = Instant::now();
+        } else if last.elapsed() > QUIET {
+            last = Instant::now();
+            core.ping();
         }
         if let Some(why) = core.gone() {
             end.why = Some(why.to_owned());

@@ -134,6 +134,13 @@ impl Core {
         self.gone.as_deref()
     }
 
+    /// Asks the host something that it always answers; one that does not is gone.
+    pub fn ping(&mut self) {
+        if let Err(refusal) = self.port.vcpus() {
+            self.note_end(&refusal);
+        }
+    }
+
     /// Whether something happened since this was asked last.
     pub fn news(&mut self) -> bool {
         std::mem::take(&mut self.news)
