@@ -38,10 +38,11 @@ fn the_suite_passes_in_dom0_on_bochs() {
     assert!(said.contains("T|suite-views-switch|ok|") && said.contains("T|suite-slat-watch|ok|"), "{said}");
 }
 
-/// Without VMX Xen has neither rights of frames nor views: what is left works all the same.
+/// Without VMX Xen has neither rights of frames nor views: what is left works all the same. Not there: the guest's own reads
+/// of MSRs, because TCG gives it Xen's PAT.
 #[test]
-fn memory_and_registers_pass_in_dom0_in_qemu() {
-    let checks = ["run", "qemu", "tree", "memory", "registers", "msrs", "pause"];
-    let Some(said) = lab("memory_and_registers_pass_in_dom0_in_qemu", &checks) else { return };
-    assert!(told(&said, "ok") >= 30, "{said}");
+fn memory_and_pause_pass_in_dom0_in_qemu() {
+    let checks = ["run", "qemu", "tree", "memory", "registers-o", "registers-p", "registers-w", "pause"];
+    let Some(said) = lab("memory_and_pause_pass_in_dom0_in_qemu", &checks) else { return };
+    assert!(told(&said, "ok") >= 22, "{said}");
 }
