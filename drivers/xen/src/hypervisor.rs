@@ -192,4 +192,6 @@ pub trait Frames: Send + Sync {
     fn map(&self, frames: &[u64]) -> Result<(Box<dyn Mapped>, Vec<bool>)>;
     /// Of each frame from `first` on whether memory is there.
     fn present(&self, first: u64, there: &mut [bool]) -> Result<()>;
+    /// Whether the domain is there, and is not being destroyed.
+    fn alive(&self) -> bool;
 }

@@ -126,6 +126,10 @@ mod tests {
             Err(std::io::Error::other("nothing is mapped here"))
         }
 
+        fn alive(&self) -> bool {
+            true
+        }
+
         fn present(&self, first: u64, there: &mut [bool]) -> Result<()> {
             *self.1.lock().unwrap() += there.len() as u64;
             for (frame, there) in (first..).zip(there) {

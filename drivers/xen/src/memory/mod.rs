@@ -71,17 +71,22 @@ impl DomainMemory {
         &self.mappings
     }
 
+    /// Why memory could not be had: a domain that is being destroyed has none.
+    fn unmapped(&self, op: &'static str, gpa: Gpa, error: std::io::Error) -> Error {
+        if !self.frames.alive() {
+            self.end();
+            return error::gone(op);
+        }
+        let kind = match error.raw_os_error() {
+            Some(error::number::EINVAL | error::number::ENOENT) => ErrorKind::NotFound,
+            _ => ErrorKind::Io,
+        };
+        Error::new(kind, op, format!("there is no memory at {gpa} that Xen would map")).caused_by(error)
+    }
+
     fn alive(&self, op: &'static str) -> Result<()> {
         if self.gone.load(Ordering::Acquire) { Err(error::gone(op)) } else { Ok(()) }
     }
-}
-
-fn unmapped(op: &'static str, gpa: Gpa, error: std::io::Error) -> Error {
-    let kind = match error.raw_os_error() {
-        Some(error::number::EINVAL | error::number::ENOENT) => ErrorKind::NotFound,
-        _ => ErrorKind::Io,
-    };
-    Error::new(kind, op, format!("there is no memory at {gpa} that Xen would map")).caused_by(error)
 }
 
 impl Memory for DomainMemory {
@@ -97,17 +102,35 @@ impl Memory for DomainMemory {
     fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<usize> {
         const OP: &str = "read memory";
         self.alive(OP)?;
-        self.mappings.read(gpa.0, buf).map_err(|error| unmapped(OP, gpa, error))
+        self.mappings.read(gpa.0, buf).map_err(|error| self.unmapped(OP, gpa, error))
     }
 
     fn write(&self, gpa: Gpa, data: &[u8]) -> Result<usize> {
         const OP: &str = "write memory";
         self.alive(OP)?;
-        self.mappings.write(gpa.0, data).map_err(|error| unmapped(OP, gpa, error))
+        self.mappings.write(gpa.0, data).map_err(|error| self.unmapped(OP, gpa, error))
     }
 
     fn lend(&self, _gpa: Gpa, _bytes: usize, _take: &mut dyn FnMut(&[u8])) -> Result<bool> {
         // FUSE's device takes its replies by pinning their pages, and pages of another domain can't be pinned.
         Ok(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::Ram;
+    use std::sync::atomic::Ordering;
+
+    #[test]
+    fn memory_of_a_domain_that_is_destroyed_is_gone() {
+        let ram = Arc::new(Ram::new(&[0..0x10, 0x20..0x30]));
+        let memory = DomainMemory::new(Arc::clone(&ram) as Arc<dyn Frames>, 1 << 20);
+        let read = |gpa| memory.read(Gpa(gpa), &mut [0]).map_err(|error| error.kind());
+        assert_eq!((read(0), read(0x50_0000)), (Ok(1), Err(ErrorKind::NotFound)));
+        ram.dead.store(true, Ordering::Relaxed);
+        assert_eq!((read(0x50_0000), read(0)), (Err(ErrorKind::Gone), Err(ErrorKind::Gone)));
+        assert_eq!(ram.alive(), 0);
     }
 }

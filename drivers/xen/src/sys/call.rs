@@ -3,7 +3,7 @@
 
 use std::ffi::{c_int, c_uint, c_void};
 use std::io::{Error, Result};
-use std::mem::size_of;
+use std::mem::{size_of, zeroed};
 use std::ptr::NonNull;
 
 use xenctrl_sys as c;
@@ -46,7 +46,12 @@ impl Call {
         NonNull::new(buffer).map(|buffer| Buffer(self, buffer)).ok_or_else(Error::last_os_error)
     }
 
-    fn control(&self, domid: u32, cmd: u32, u: c::xen_domctl__bindgen_ty_1) -> Result<()> {
+    fn control(
+        &self,
+        domid: u32,
+        cmd: u32,
+        u: c::xen_domctl__bindgen_ty_1,
+    ) -> Result<c::xen_domctl__bindgen_ty_1> {
         let buffer = self.buffer(size_of::<c::xen_domctl>())?;
         let version = c::XEN_DOMCTL_INTERFACE_VERSION;
         let control =
@@ -56,7 +61,22 @@ impl Call {
         unsafe { at.cast::<c::xen_domctl>().write(control) };
         // SAFETY: the buffer holds a whole control, and all that it points to outlives this call.
         let code = unsafe { xencall1(self.0.as_ptr(), c::__HYPERVISOR_domctl, at as u64) };
-        done(code).map(drop)
+        done(code)?;
+        // SAFETY: the buffer holds a whole control; Xen may have changed it.
+        Ok(unsafe { at.cast::<c::xen_domctl>().read() }.u)
+    }
+
+    /// Whether a domain is there, and is not being destroyed.
+    #[must_use]
+    pub fn alive(&self, domid: u32) -> bool {
+        // SAFETY: the structure is plain numbers.
+        let getdomaininfo: c::xen_domctl_getdomaininfo = unsafe { zeroed() };
+        let u = c::xen_domctl__bindgen_ty_1 { getdomaininfo };
+        self.control(domid, c::XEN_DOMCTL_getdomaininfo, u).is_ok_and(|u| {
+            // SAFETY: the structure is plain numbers, and Xen has filled it.
+            let info = unsafe { u.getdomaininfo };
+            u32::from(info.domain) == domid && info.flags & c::XEN_DOMINF_dying == 0
+        })
     }
 
     /// One more pause of a vCPU, or one less.
@@ -66,7 +86,7 @@ impl Call {
     pub fn pause_vcpu(&self, domid: u32, vcpu: u32, more: bool) -> Result<()> {
         let cmd = if more { c::XEN_DOMCTL_gdbsx_pausevcpu } else { c::XEN_DOMCTL_gdbsx_unpausevcpu };
         let gdbsx_pauseunp_vcpu = c::xen_domctl_gdbsx_pauseunp_vcpu { vcpu };
-        self.control(domid, cmd, c::xen_domctl__bindgen_ty_1 { gdbsx_pauseunp_vcpu })
+        self.control(domid, cmd, c::xen_domctl__bindgen_ty_1 { gdbsx_pauseunp_vcpu }).map(drop)
     }
 
     /// Makes writes of control registers and MSRs wait for their answer, until the ring is given back.
@@ -78,7 +98,7 @@ impl Call {
             op: c::XEN_DOMCTL_MONITOR_OP_CONTROL_REGISTERS,
             ..c::xen_domctl_monitor_op::default()
         };
-        self.control(domid, c::XEN_DOMCTL_monitor_op, c::xen_domctl__bindgen_ty_1 { monitor_op })
+        self.control(domid, c::XEN_DOMCTL_monitor_op, c::xen_domctl__bindgen_ty_1 { monitor_op }).map(drop)
     }
 
     /// Of each of the frames from `first` on whether memory is there; at most [`BATCH`].

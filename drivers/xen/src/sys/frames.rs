@@ -74,6 +74,10 @@ impl Frames for Foreign {
         }
         Ok(())
     }
+
+    fn alive(&self) -> bool {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner).0.alive(self.domid)
+    }
 }
 
 /// Frames side by side.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Result;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -18,6 +18,8 @@ pub struct Ram {
     pages: Mutex<BTreeMap<u64, Page>>,
     mapped: AtomicU64,
     alive: Arc<AtomicU64>,
+    /// The domain is being destroyed.
+    pub dead: AtomicBool,
 }
 
 fn blank() -> Page {
@@ -65,6 +67,10 @@ impl Frames for Ram {
             *there = pages.contains_key(&frame);
         }
         Ok(())
+    }
+
+    fn alive(&self) -> bool {
+        !self.dead.load(Ordering::Relaxed)
     }
 }
 
