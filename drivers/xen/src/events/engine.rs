@@ -131,7 +131,8 @@ impl Engine {
 impl World {
     /// Takes what Xen has raised.
     pub fn take_events(&mut self) {
-        while self.events.taken && self.events.queue.has_room() {
+        // Where nothing is wanted any more nothing is queued, and every vCPU goes on.
+        while self.events.taken && (self.events.queue.has_room() || self.events.armed.is_empty()) {
             match self.xen.request() {
                 Ok(Some(slot)) => self.take_one(&slot),
                 Ok(None) => return,

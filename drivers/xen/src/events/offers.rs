@@ -92,8 +92,12 @@ pub fn all(can: Can) -> Vec<EventOffer> {
 }
 
 fn offer(kind: EventKind, can: Can) -> EventOffer {
-    let ways = kind.ways().iter().map(|way| (*way, missing(kind, *way, can).map_or(Ok(()), Err))).collect();
-    let actions = Action::ALL.iter().filter_map(|what| Some((*what, action(kind, *what, can)?))).collect();
+    let ways: Vec<_> =
+        kind.ways().iter().map(|way| (*way, missing(kind, *way, can).map_or(Ok(()), Err))).collect();
+    let seen = ways.iter().any(|(_, seen)| seen.is_ok());
+    // What is never seen is never answered.
+    let actions = Action::ALL.iter().filter(|_| seen);
+    let actions = actions.filter_map(|what| Some((*what, action(kind, *what, can)?))).collect();
     EventOffer { kind, ways, actions, gaps: Vec::new() }
 }
 
@@ -124,7 +128,9 @@ mod tests {
             for gap in gaps.chain(offer.actions.iter().filter_map(|(_, taken)| taken.as_ref().err())) {
                 assert!(gap.why.len() > 20, "{}: {gap}", offer.kind);
             }
-            assert!(offer.actions.iter().any(|(action, taken)| *action == Action::Continue && taken.is_ok()));
+            let continues =
+                offer.actions.iter().any(|(action, taken)| *action == Action::Continue && taken.is_ok());
+            assert_eq!(continues, offer.ways.iter().any(|(_, seen)| seen.is_ok()), "{}", offer.kind);
         }
     }
 }

@@ -62,6 +62,24 @@ fn the_ring_is_there_while_something_is_wanted() {
 }
 
 #[test]
+fn a_flood_that_nobody_reads_any_more_stops_nobody() {
+    let xen = Shared::new(1);
+    let driver = open(&xen);
+    driver.events().unwrap().watch(&wants(vec![watch(EventKind::Cpuid, false)])).unwrap();
+    let many = crate::events::queue::Queue::MOST + 3;
+    for _ in 0..many {
+        xen.ask(request(reason::CPUID, 0, None, &[2, 0], 0x1000));
+    }
+    // It stands still until there is room again.
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(xen.state.lock().responses.len(), many - 3);
+    driver.events().unwrap().watch(&Wanted::default()).unwrap();
+    xen.answers(many);
+    drop(driver);
+    xen.is_clean();
+}
+
+#[test]
 fn a_ring_of_somebody_else_is_told_with_its_cure() {
     let xen = Shared::new(1);
     xen.state.lock().busy = true;
