@@ -9,10 +9,6 @@ use crate::table::{self, CPUID, RIP};
 
 const OP: &str = "answer";
 
-/// The exceptions that push an error code (Intel SDM volume 3A, table 6-1).
-const WITH_ERROR: &[u8] = &[8, 10, 11, 12, 13, 14, 17, 21];
-const NMI: u8 = 2;
-
 fn refuse<T>(kind: ErrorKind, why: impl Into<String>) -> Result<T> {
     Err(Error::new(kind, OP, why))
 }
@@ -34,28 +30,15 @@ fn values(kind: &Kind) -> Option<(u64, u64)> {
     }
 }
 
-/// An exception that a VM entry takes.
+/// An exception that a VM entry takes: vector, error code and address.
 fn exception(what: Inject) -> Result<(u8, u32, u64)> {
-    let (vector, error, address) = match what {
-        Inject::PageFault { address, error } => (14, Some(error), address.0),
-        Inject::Exception { vector, error } => (vector, error, 0),
+    what.check(OP)?;
+    match what {
+        Inject::PageFault { address, error } => Ok((Inject::PAGE_FAULT, error, address.0)),
+        Inject::Exception { vector, error } => Ok((vector, error.unwrap_or(0), 0)),
         Inject::Interrupt { .. } | Inject::Nmi => {
-            return unsupported("KVMI injects exceptions alone, no interrupts and NMIs");
+            unsupported("KVMI injects exceptions alone, no interrupts and NMIs")
         }
-    };
-    match (vector, error) {
-        (NMI, _) => refuse(ErrorKind::Invalid, "vector 2 is no exception"),
-        (32.., _) => refuse(ErrorKind::Invalid, format!("{vector} is no exception: they are 0 to 31")),
-        (_, None) if WITH_ERROR.contains(&vector) => {
-            refuse(ErrorKind::Invalid, format!("exception {vector} has an error code; give err=CODE"))
-        }
-        (_, Some(_)) if !WITH_ERROR.contains(&vector) => {
-            refuse(ErrorKind::Invalid, format!("exception {vector} has no error code"))
-        }
-        (_, Some(error)) if error >> 16 != 0 => {
-            refuse(ErrorKind::Invalid, format!("the error code {error:#x} has more than 16 bits"))
-        }
-        _ => Ok((vector, error.unwrap_or(0), address)),
     }
 }
 
