@@ -10,6 +10,8 @@ pub const SLOT: usize = 400;
 pub type Slot = [u8; SLOT];
 
 const VERSION: u32 = 7;
+/// What a vCPU's XCR0 is that the guest has not written.
+pub const XCR0_AT_FIRST: u64 = 3;
 
 /// Flags of requests and responses (VM_EVENT_FLAG_*).
 pub mod flag {
@@ -198,6 +200,10 @@ fn cause(slot: &Slot, reason: u32) -> Option<Cause> {
     let low = half(slot, UNION);
     Some(match reason {
         reason::MEM_ACCESS => Cause::Access { gfn: first, offset: second, gla: third, flags: more },
+        // Until the guest has written XCR0 Xen keeps 0 for it, and runs the vCPU with x87 and SSE on.
+        reason::WRITE_CTRLREG if low == control::XCR0 && third == 0 => {
+            Cause::Control { index: low, new: second, old: XCR0_AT_FIRST }
+        }
         reason::WRITE_CTRLREG => Cause::Control { index: low, new: second, old: third },
         reason::MOV_TO_MSR => Cause::Msr { index: u32::try_from(first).ok()?, new: second, old: third },
         reason::SOFTWARE_BREAKPOINT => {

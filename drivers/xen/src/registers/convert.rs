@@ -4,6 +4,7 @@ use vmtree_api::x86::{Reg, Registers, Segment, Table};
 use vmtree_api::{RegId, RegValue};
 
 use super::records::{Records, half, kind, put, word};
+use crate::events::wire::XCR0_AT_FIRST;
 
 /// The bytes of a vCPU's record of registers.
 pub const CPU_BYTES: usize = 1032;
@@ -138,8 +139,11 @@ pub fn get(records: &Records, vcpu: u32, reg: Reg) -> Option<RegValue> {
             RegValue::Table(Table { base: word(record, BASES + 8 * n), limit })
         }
         Place::TaskPriority => RegValue::Word(u64::from(half(record?, TPR) >> 4 & 0xf)),
-        // Xen keeps none for a vCPU that has not turned XSAVE on: it is as after a reset.
-        Place::Xcr0 => RegValue::Word(record.map_or(1, |record| word(record, XCR0))),
+        // Xen keeps none for a vCPU that has not written it.
+        Place::Xcr0 => RegValue::Word(match record.map_or(0, |record| word(record, XCR0)) {
+            0 => XCR0_AT_FIRST,
+            value => value,
+        }),
         Place::Pat | Place::ApicBase => RegValue::Word(word(record?, 0)),
     })
 }
@@ -209,6 +213,7 @@ mod tests {
         let attr = (number as u16) & 0xf0ff;
         match Registers::default().get(reg) {
             RegValue::Word(_) if reg == Reg::Cr8 => RegValue::Word(number & 0xf),
+            RegValue::Word(_) if reg == Reg::Xcr0 => RegValue::Word(number | 1),
             RegValue::Word(_) => RegValue::Word(number),
             RegValue::Segment(_) => RegValue::Segment(Segment {
                 selector: number as u16,
@@ -239,7 +244,7 @@ mod tests {
     fn what_a_vcpu_has_no_record_of_can_not_be_set() {
         let mut records = Records::parse(row(&[(kind::CPU, 0, vec![0; CPU_BYTES])])).unwrap();
         assert!(!set(&mut records, 0, Reg::Xcr0, RegValue::Word(3)));
-        assert_eq!(get(&records, 0, Reg::Xcr0), Some(RegValue::Word(1)));
+        assert_eq!(get(&records, 0, Reg::Xcr0), Some(RegValue::Word(XCR0_AT_FIRST)));
         assert!(!set(&mut records, 1, Reg::Rax, RegValue::Word(3)));
         assert_eq!(get(&records, 0, Reg::Cr8), None);
     }
