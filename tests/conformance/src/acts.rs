@@ -263,9 +263,10 @@ impl Maker<'_> {
         self.read(op, &args)?;
         let old = old?;
         // Once: Xen does not tell of a write of the value that is there.
-        let records = self.writes(&[old, 3], &[]);
-        let act = self.act(("xcr0", "to"), (Op::WriteXcr0, vec![1, 3]), Site::WriteXcr0, records)?;
-        let act = act.moved(Counter::Xcr0Writes).probed((Op::ReadXcr0, vec![1]), 1);
+        let value = old ^ 2;
+        let records = self.writes(&[old, value], &[]);
+        let act = self.act(("xcr0", "to"), (Op::WriteXcr0, vec![1, value]), Site::WriteXcr0, records)?;
+        let act = act.moved(Counter::Xcr0Writes).probed((Op::ReadXcr0, vec![1]), old);
         Ok(vec![Act { before: vec![flip()], after: vec![(Op::WriteXcr0, vec![1, old]), flip()], ..act }])
     }
 
