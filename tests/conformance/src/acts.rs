@@ -285,16 +285,17 @@ impl Maker<'_> {
         let leaf = vec![("leaf", number(7)), ("subleaf", number(0))];
         let cpuid = self.act(("cpuid", ""), (Op::Cpuid, vec![2, 7, 0]), Site::Cpuid, vec![leaf; 2])?;
         let mut all = vec![Act { other: 0x11, ..cpuid.moved(Counter::Cpuids) }];
-        // POST codes: a port that every PC has, and nobody reads.
+        // POST codes: a port that every PC has, and nobody reads. Xen leaves it to the hardware; the next one is as free.
+        let port = if is_xen(self.vm)? { 0x84 } else { 0x80 };
         for (size, value, out, input) in
             [(1, 0xa5, Site::Out1, Site::In1), (4, 0x1234_5678, Site::Out4, Site::In4)]
         {
-            let port = vec![("port", number(0x80)), ("bytes", number(size))];
-            let mut with = port.clone();
+            let fields = vec![("port", number(port)), ("bytes", number(size))];
+            let mut with = fields.clone();
             with.push(("value", number(value)));
-            let to = self.act(("io", "to"), (Op::Out, vec![2, 0x80, value, size]), out, vec![with; 2])?;
+            let to = self.act(("io", "to"), (Op::Out, vec![2, port, value, size]), out, vec![with; 2])?;
             all.push(Act { other: 0x11, ..to.moved(Counter::Outs) });
-            let from = self.act(("io", "from"), (Op::In, vec![2, 0x80, size]), input, vec![port; 2])?;
+            let from = self.act(("io", "from"), (Op::In, vec![2, port, size]), input, vec![fields; 2])?;
             all.push(Act { other: 0x11, ..from.moved(Counter::Ins) });
         }
         let tables = [
@@ -319,6 +320,11 @@ impl Maker<'_> {
     }
 }
 
+/// Whether the mount is of a Xen domain.
+fn is_xen(vm: &Vm) -> Result<bool, String> {
+    Ok(vm.text("info")?.lines().any(|line| line == "driver xen"))
+}
+
 /// All that the mount has events for, on one vCPU. The guest is quiet.
 pub fn acts(vm: &Vm, vcpu: u64) -> Result<Vec<Act>, String> {
     let maker = Maker { vm, vcpu };
@@ -333,7 +339,7 @@ pub fn acts(vm: &Vm, vcpu: u64) -> Result<Vec<Act>, String> {
     let mut all: Vec<Act> = all.into_iter().flatten().collect();
     all.retain(|act| vm.offers(format!("event {} {}", act.kind, act.way).trim_end()));
     // Xen's request is one hypercall of many, which the guest does not make.
-    let xen = vm.text("info")?.lines().any(|line| line == "driver xen");
+    let xen = is_xen(vm)?;
     all.retain(|act| !xen || act.kind != "guest_request");
     ensure!(!all.is_empty(), "no kind of event is offered that the guest can be ordered to raise");
     Ok(all)
