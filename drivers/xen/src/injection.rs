@@ -13,10 +13,6 @@ use crate::world::World;
 
 const OP: &str = "inject";
 
-/// The exceptions that push an error code (Intel SDM volume 3A, table 6-1).
-const WITH_ERROR: &[u8] = &[8, 10, 11, 12, 13, 14, 17, 21];
-const NMI: u8 = 2;
-const PAGE_FAULT: u8 = 14;
 /// The type of exceptions (X86_ET_HW_EXC).
 const HARDWARE: u8 = 3;
 /// Where messages of interrupts go; the local APIC's id is in bits 12 to 19.
@@ -32,33 +28,17 @@ const ENABLED: u32 = 1 << 8;
 /// Injection into the vCPUs of a domain.
 pub struct Injector(pub Arc<Owner>);
 
-/// Whether this can be injected at all: what a VM entry checks (volume 3C, 27.2.1.3).
+/// Whether this can be injected at all.
 ///
 /// # Errors
 /// [`ErrorKind::Invalid`].
 pub fn check(what: Inject) -> Result<()> {
-    let refuse = |why: String| Err(Error::new(ErrorKind::Invalid, OP, why));
-    let (vector, error) = match what {
-        Inject::PageFault { error, .. } => (PAGE_FAULT, Some(error)),
-        Inject::Exception { vector, error } => (vector, error),
+    match what {
         Inject::Interrupt { vector } if vector < 16 => {
-            return refuse(format!("a local APIC takes no interrupt of vector {vector}: they are 16 to 255"));
+            let why = format!("a local APIC takes no interrupt of vector {vector}: they are 16 to 255");
+            Err(Error::new(ErrorKind::Invalid, OP, why))
         }
-        Inject::Interrupt { .. } | Inject::Nmi => return Ok(()),
-    };
-    if vector > 31 {
-        return refuse(format!("{vector} is no exception: they are 0 to 31; inject it as an interrupt"));
-    }
-    if vector == NMI {
-        return refuse("vector 2 is no exception; inject nmi".to_owned());
-    }
-    match (WITH_ERROR.contains(&vector), error) {
-        (true, None) => refuse(format!("exception {vector} has an error code; give err=CODE")),
-        (false, Some(_)) => refuse(format!("exception {vector} has no error code")),
-        (true, Some(error)) if error >> 16 != 0 => {
-            refuse(format!("the error code {error:#x} has more than 16 bits"))
-        }
-        _ => Ok(()),
+        what => what.check(OP),
     }
 }
 
@@ -70,7 +50,7 @@ impl World {
     pub fn inject_into(&mut self, op: &'static str, vcpu: u32, what: Inject) -> Result<()> {
         let done = match what {
             Inject::PageFault { address, error } => {
-                self.xen.inject(vcpu, trap(PAGE_FAULT, Some(error), address.0))
+                self.xen.inject(vcpu, trap(Inject::PAGE_FAULT, Some(error), address.0))
             }
             Inject::Exception { vector, error } => self.xen.inject(vcpu, trap(vector, error, 0)),
             Inject::Interrupt { vector } => return self.interrupt(op, vcpu, vector),

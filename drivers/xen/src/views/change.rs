@@ -1,5 +1,6 @@
 //! How views are made, changed, switched and taken back.
 
+use vmtree_api::views::in_order;
 use vmtree_api::views::{Remap, Rule};
 use vmtree_api::{Error, ErrorKind, Gpa, PAGE_SIZE, RegionKind, Result, Span, VcpuId, ViewId};
 
@@ -212,7 +213,7 @@ impl World {
             self.known(OP, rule.view)?;
             rules::check(rule, &map)?;
         }
-        rules::in_order(all)?;
+        in_order(all, rules::OP)?;
         let of = |view: u32| Rights::of(all.iter().filter(move |rule| rule.view.0 == view));
         let wanted: Vec<(u32, Rights)> = self.views.views.keys().map(|view| (*view, of(*view))).collect();
         let before: Vec<(u32, Rights)> =

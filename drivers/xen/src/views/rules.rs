@@ -1,12 +1,13 @@
 //! Which rules there can be, and what changes from one set of them to the next.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use vmtree_api::views::Rule;
-use vmtree_api::{Access, Error, ErrorKind, MemoryMap, RegionKind, Result, Span};
+use vmtree_api::{Access, MemoryMap, Result};
 
-const OP: &str = "watch";
+/// What it is called in errors.
+pub const OP: &str = "watch";
 
 /// All rights, by Xen's number.
 pub const ALL: u8 = 7;
@@ -21,44 +22,10 @@ pub fn number(access: Access) -> u8 {
 /// Whether a rule can be: its rights are those of some hardware, and its frames are RAM.
 ///
 /// # Errors
-/// [`ErrorKind::Invalid`], [`ErrorKind::NotFound`].
+/// [`vmtree_api::ErrorKind::Invalid`], [`vmtree_api::ErrorKind::NotFound`].
 pub fn check(rule: &Rule, map: &MemoryMap) -> Result<()> {
-    if rule.access.contains(Access::WRITE) && !rule.access.contains(Access::READ) {
-        let why = format!("no hardware has {}: whoever may write may read", rule.access);
-        return Err(Error::new(ErrorKind::Invalid, OP, why));
-    }
-    let (start, end) = (rule.frames.start.gpa(), rule.frames.end.gpa());
-    let Some((start, end)) = start.zip(end).filter(|(start, end)| start < end) else {
-        return Err(Error::new(ErrorKind::Invalid, OP, "a rule has no frames"));
-    };
-    let mut at = start;
-    while at < end {
-        match map.at(at) {
-            Span::Region(region) if region.kind == RegionKind::Ram => at = region.end,
-            _ => {
-                let why = format!("{start}-{end} is not all RAM: {at} is none; mem.map shows where there is");
-                return Err(Error::new(ErrorKind::NotFound, OP, why));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Whether the rules of each view come in ascending order and don't overlap.
-///
-/// # Errors
-/// [`ErrorKind::Invalid`].
-pub fn in_order(rules: &[Rule]) -> Result<()> {
-    let mut ends: BTreeMap<u32, u64> = BTreeMap::new();
-    for rule in rules {
-        let end = ends.entry(rule.view.0).or_default();
-        if rule.frames.start.0 < *end {
-            let why = format!("the rules of view {} overlap or are out of order", rule.view.0);
-            return Err(Error::new(ErrorKind::Invalid, OP, why));
-        }
-        *end = rule.frames.end.0;
-    }
-    Ok(())
+    rule.has_rights(OP)?;
+    rule.in_ram(map, OP)
 }
 
 /// Frames that don't have all rights, in ascending order, and the rights that they have.
@@ -117,6 +84,8 @@ impl Rights {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use vmtree_api::views::in_order;
+    use vmtree_api::{ErrorKind, RegionKind};
     use vmtree_api::{Gfn, Gpa, Region, ViewId};
 
     fn rule(start: u64, end: u64, access: Access) -> Rule {
@@ -139,13 +108,13 @@ mod tests {
         for (bad, kind) in [
             (rule(1, 6, Access::READ), ErrorKind::NotFound),
             (rule(1, 1, Access::READ), ErrorKind::Invalid),
-            (rule(1, u64::MAX, Access::READ), ErrorKind::Invalid),
+            (rule(1, u64::MAX, Access::READ), ErrorKind::NotFound),
             (rule(1, 2, Access::WRITE), ErrorKind::Invalid),
         ] {
             assert_eq!(check(&bad, &map).unwrap_err().kind(), kind, "{bad:?}");
         }
-        assert!(in_order(&[rule(1, 3, Access::READ), rule(3, 4, Access::READ)]).is_ok());
-        assert!(in_order(&[rule(1, 3, Access::READ), rule(2, 4, Access::READ)]).is_err());
+        assert!(in_order(&[rule(1, 3, Access::READ), rule(3, 4, Access::READ)], OP).is_ok());
+        assert!(in_order(&[rule(1, 3, Access::READ), rule(2, 4, Access::READ)], OP).is_err());
     }
 
     fn any_rights() -> impl Strategy<Value = Rights> {
