@@ -5,10 +5,10 @@ use std::sync::Arc;
 use vmtree_api::events::{Inject, Injection};
 use vmtree_api::{Error, ErrorKind, Result, VcpuId};
 
-use crate::error::{is, number};
-use crate::hypervisor::Trap;
+use crate::error::{is, number, refused};
+use crate::hypervisor::{Hypervisor, Trap};
 use crate::owner::Owner;
-use crate::registers::records::{half, kind, word};
+use crate::registers::records::{Records, half, kind, word};
 use crate::world::World;
 
 const OP: &str = "inject";
@@ -20,10 +20,13 @@ const MESSAGES: u64 = 0xfee0_0000;
 /// Registers of the local APIC.
 const ID: usize = 0x20;
 const SPURIOUS: usize = 0xf0;
+const TIMER: usize = 0x320;
 /// The bit of IA32_APIC_BASE of x2APIC mode, in which the id is not shifted.
 const X2APIC: u64 = 1 << 10;
 /// The local APIC is on.
 const ENABLED: u32 = 1 << 8;
+/// A local interrupt is masked.
+const MASKED: u32 = 1 << 16;
 
 /// Injection into the vCPUs of a domain.
 pub struct Injector(pub Arc<Owner>);
@@ -66,19 +69,51 @@ impl World {
 
     /// Through the local APIC, so that it waits until the guest takes interrupts.
     fn interrupt(&mut self, op: &'static str, vcpu: u32, vector: u8) -> Result<()> {
-        let records = self.records(op)?;
-        let apic = records.get(kind::LAPIC_REGS, vcpu).unwrap_or_default();
-        if half(apic, SPURIOUS) & ENABLED == 0 {
+        let Some(to) = messages(&self.records(op)?, vcpu) else {
             let why =
                 format!("the guest has the local APIC of vCPU {vcpu} off, so no interrupt can reach it");
             return Err(Error::new(ErrorKind::Unsupported, op, why));
-        }
-        let base = records.get(kind::LAPIC, vcpu).map_or(0, |lapic| word(lapic, 0));
-        let id = half(apic, ID);
-        let id = u64::from(if base & X2APIC == 0 { id >> 24 } else { id & 0xff });
+        };
         self.xen
-            .message(MESSAGES | id << 12, u32::from(vector))
+            .message(to, u32::from(vector))
             .map_err(|error| self.refused(op, "Xen does not send the interrupt", error))
+    }
+
+    /// As [`wake_halted`]; that it can't be done is only told.
+    pub fn wake_halted(&self, vcpu: u32) {
+        if let Err(error) = wake_halted(&*self.xen, vcpu) {
+            log::warn!("vCPU {vcpu} may have lost its timer: {error}");
+        }
+    }
+}
+
+/// Where messages to a vCPU's local APIC go; `None` where the guest has it off.
+fn messages(records: &Records, vcpu: u32) -> Option<u64> {
+    let apic = records.get(kind::LAPIC_REGS, vcpu)?;
+    let base = records.get(kind::LAPIC, vcpu).map_or(0, |lapic| word(lapic, 0));
+    let id = half(apic, ID);
+    let id = u64::from(if base & X2APIC == 0 { id >> 24 } else { id & 0xff });
+    (half(apic, SPURIOUS) & ENABLED != 0).then_some(MESSAGES | id << 12)
+}
+
+/// Wakes a vCPU that has halted while it was stepped, by the interrupt of its own timer. Xen keeps the ticks of a stepped
+/// vCPU back, and starts the timer anew only once a tick is taken, so that it would be halted for good. Who waits for
+/// something else gets one tick early.
+///
+/// # Errors
+/// As Xen says.
+pub fn wake_halted(xen: &dyn Hypervisor, vcpu: u32) -> Result<()> {
+    const OP: &str = "wake a vCPU";
+    let failed = |error| refused(OP, "Xen does not send its timer's interrupt", error);
+    if xen.ran(vcpu).map_err(failed)?.is_some() {
+        return Ok(());
+    }
+    let records = Records::parse(xen.load().map_err(failed)?)?;
+    let timer = half(records.get(kind::LAPIC_REGS, vcpu).unwrap_or_default(), TIMER);
+    let vector = timer & 0xff;
+    match messages(&records, vcpu) {
+        Some(to) if timer & MASKED == 0 && vector >= 16 => xen.message(to, vector).map_err(failed),
+        _ => Ok(()),
     }
 }
 

@@ -123,13 +123,14 @@ fn serve(world: &mut World, jobs: &Receiver<Job>) {
                 Err(TryRecvError::Disconnected) => return,
             }
         }
-        world.take_events();
+        let more = world.take_events();
         if looked.elapsed() >= LOOK {
             world.look();
+            world.wake_stepped();
             world.settle_ring();
             looked = Instant::now();
         }
-        if let Err(error) = world.xen.wait(LOOK) {
+        if let Err(error) = world.xen.wait(if more { Duration::ZERO } else { LOOK }) {
             log::error!("waiting for Xen failed: {error}");
             thread::sleep(LOOK);
         }

@@ -9,6 +9,7 @@ use vmtree_api::{RegValue, Result};
 use crate::error::{is, number, refused};
 use crate::events::wire::{Response, flag};
 use crate::hypervisor::Hypervisor;
+use crate::injection::wake_halted;
 use crate::registers::records::{Records, kind};
 use crate::registers::{convert, msrs};
 use crate::views::rules::ALL;
@@ -118,6 +119,9 @@ pub fn free_ring(
     for vcpu in 0..vcpus {
         // Where it is off already that is no error.
         let _ = xen.single_step(vcpu, false);
+        if let Err(error) = wake_halted(&*xen, vcpu) {
+            log::warn!("vCPU {vcpu} may have lost its timer: {error}");
+        }
     }
     for write in writes {
         if let Err(error) = put(xen, write) {

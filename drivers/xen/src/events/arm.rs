@@ -188,10 +188,11 @@ impl World {
                 return Err(self.refused(op, format!("Xen does not step vCPU {vcpu}"), error));
             }
             if should {
-                self.events.stepped.insert(vcpu)
+                self.events.stepped.insert(vcpu);
             } else {
-                self.events.stepped.remove(&vcpu)
-            };
+                self.events.stepped.remove(&vcpu);
+                self.wake_halted(vcpu);
+            }
         }
         Ok(())
     }
@@ -287,10 +288,10 @@ impl World {
             }
         }
         // What was raised before is answered, and done by the vCPUs.
-        self.take_events();
+        while self.take_events() {}
         self.settle();
         let given = self.paused(OP, |world| {
-            world.take_events();
+            while world.take_events() {}
             world.xen.give_back().map_err(|error| world.refused(OP, "Xen keeps it", error))?;
             world.events.taken = false;
             world.events.holds_writes = false;

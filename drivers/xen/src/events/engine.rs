@@ -16,6 +16,9 @@ use crate::hypervisor::Intercept;
 use crate::step::Walk;
 use crate::world::{World, note};
 
+/// How many events are taken before jobs have their turn.
+const TURN: u32 = 16;
+
 /// A vCPU that waits for an answer.
 #[derive(Clone, Debug)]
 pub struct Parked {
@@ -129,19 +132,29 @@ impl Engine {
 }
 
 impl World {
-    /// Takes what Xen has raised.
-    pub fn take_events(&mut self) {
-        // Where nothing is wanted any more nothing is queued, and every vCPU goes on.
-        while self.events.taken && (self.events.queue.has_room() || self.events.armed.is_empty()) {
+    /// Takes some of what Xen has raised, and tells whether there may be more: others wait for their turn too.
+    pub fn take_events(&mut self) -> bool {
+        for _ in 0..TURN {
+            // Where nothing is wanted any more nothing is queued, and every vCPU goes on.
+            if !self.events.taken || !(self.events.queue.has_room() || self.events.armed.is_empty()) {
+                return false;
+            }
             match self.xen.request() {
                 Ok(Some(slot)) => self.take_one(&slot),
-                Ok(None) => return,
+                Ok(None) => return false,
                 Err(error) => {
                     log::error!("the event ring can't be read: {error}");
-                    return;
+                    return false;
                 }
             }
         }
+        true
+    }
+
+    /// Wakes the vCPUs that have halted while they are stepped.
+    pub fn wake_stepped(&self) {
+        let asleep = |vcpu: &&u32| !self.events.held.contains_key(vcpu);
+        self.events.stepped.iter().filter(asleep).for_each(|vcpu| self.wake_halted(*vcpu));
     }
 
     fn take_one(&mut self, slot: &Slot) {

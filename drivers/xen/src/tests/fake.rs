@@ -38,6 +38,10 @@ pub struct State {
     pub shown: BTreeMap<(u16, u64), u64>,
     pub added: BTreeSet<u64>,
     pub max: u64,
+    /// Until nothing is armed, there is always one more of this.
+    pub flood: Option<Slot>,
+    /// How long each vCPU has run; those that are not here are halted.
+    pub ran: BTreeMap<u32, u64>,
     /// The process that had the ring was killed.
     pub killed: bool,
     /// Calls until one fails.
@@ -91,6 +95,8 @@ impl Shared {
             shown: BTreeMap::new(),
             added: BTreeSet::new(),
             max: 0x1000,
+            flood: None,
+            ran: BTreeMap::new(),
             killed: false,
             fails_in: None,
             rung: false,
@@ -121,6 +127,15 @@ impl Shared {
     pub fn register(&self, vcpu: u32, at: usize) -> u64 {
         let records = Records::parse(self.state.lock().records.clone()).unwrap();
         crate::registers::records::word(records.get(kind::CPU, vcpu).unwrap(), at)
+    }
+
+    /// Sets a register of a vCPU's local APIC.
+    pub fn set_apic(&self, vcpu: u32, at: usize, value: u32) {
+        let mut state = self.state.lock();
+        let mut records = Records::parse(state.records.clone()).unwrap();
+        let apic = records.get_mut(kind::LAPIC_REGS, vcpu).unwrap();
+        apic[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        state.records = records.part_all();
     }
 
     /// Nothing that we did is left.
@@ -205,8 +220,8 @@ impl Domain for Fake {
         Ok(())
     }
 
-    fn ran(&self, _vcpu: u32) -> Result<Option<u64>> {
-        Ok(None)
+    fn ran(&self, vcpu: u32) -> Result<Option<u64>> {
+        Ok(self.0.state.lock().ran.get(&vcpu).copied())
     }
 }
 
@@ -297,7 +312,8 @@ impl Monitor for Fake {
 
     fn request(&mut self) -> Result<Option<Slot>> {
         let mut state = self.0.state.lock();
-        let request = state.requests.pop_front();
+        let flood = state.flood.filter(|_| !state.set.is_empty());
+        let request = state.requests.pop_front().or(flood);
         state.waiting += usize::from(request.is_some());
         Ok(request)
     }

@@ -3,6 +3,7 @@
 mod events;
 mod fake;
 mod fake_slat;
+mod going;
 pub mod ram;
 mod slots;
 mod undo;
