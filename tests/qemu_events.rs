@@ -194,6 +194,10 @@ fn what_only_the_monitor_has_is_refused_at_an_interrupt() {
     let busy = |file: &str| fs::read(lab.live.path(file)).unwrap_err().raw_os_error();
     assert_eq!((busy("vcpu/1/regs/cs"), busy("vcpu/1/regs/all")), (Some(libc::EBUSY), Some(libc::EBUSY)));
     assert!(lab.live.text("vcpu/1/regs/rax").starts_with("0x"));
+    // There is one monitor for all vCPUs, and one lock.
+    assert_eq!(busy("vcpu/0/regs/all"), Some(libc::EBUSY), "{:?}", lab.live.errors());
+    lab.live.write("ctl", "pause\n").unwrap();
+    lab.live.write("ctl", "resume\n").unwrap();
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     answer(&mut answers, &line, "continue").unwrap();
     lab.mailbox.outcome(1, Op::Int3, seq, LONG).unwrap();

@@ -96,7 +96,9 @@ impl Client {
                 Some(mut reader) if !full => self.read(&mut reader, REST),
                 _ => {}
             }
-            if self.inlet.silence() > SILENCE && !full {
+            if full {
+                self.inlet.not_listened();
+            } else if self.inlet.silence() > SILENCE {
                 self.end("the agent has been silent for 5 seconds");
             }
             if beat.elapsed() >= Duration::from_secs(1) {
@@ -145,6 +147,7 @@ impl Client {
     /// Waits until `ready` finds what it waits for, and reads where nobody else does.
     fn wait<T>(&self, timeout: Duration, mut ready: impl FnMut(&mut State) -> Option<T>) -> Option<T> {
         let end = Instant::now() + timeout;
+        let mut looked = false;
         loop {
             let turn = self.inlet.turn();
             // After the turn was had or not: who had it before may have read what this waits for.
@@ -153,9 +156,11 @@ impl Client {
                 return Some(found);
             }
             let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            // Who does not wait at all still wants to know what is there.
+            if left.is_zero() && looked {
                 return None;
             }
+            looked = true;
             match turn {
                 Some(mut reader) => {
                     drop(state);

@@ -24,6 +24,10 @@ pub mod flag {
     pub const NO_VECTOR: u16 = 64;
     /// io: a string instruction, whose data are in memory.
     pub const STRING: u16 = 128;
+    /// cr0: of an instruction that moves a part of the register, which no other value can be given.
+    pub const PART: u16 = 2048;
+    /// held: no page fault can be made here.
+    pub const NO_FAULT: u16 = 4096;
     /// held: the vCPU can't be made to go on elsewhere with the arithmetic flags that it has.
     pub const FLAGS_LOST: u16 = 256;
     /// Beside [`FLAGS_LOST`]: the instruction itself, or what follows it, uses them.

@@ -93,6 +93,11 @@ impl Inlet {
         reader.frames(&mut take).map_or_else(Came::Broken, |_| Came::Some)
     }
 
+    /// Nobody reads for now: that nothing comes says nothing of the peer.
+    pub fn not_listened(&self) {
+        *lock(&self.heard) = Instant::now();
+    }
+
     /// How long nothing has come.
     pub fn silence(&self) -> Duration {
         lock(&self.heard).elapsed()

@@ -58,9 +58,11 @@ impl Faults {
     /// Sends a vCPU to an address that is not mapped, of which the fault becomes this one. `None` where all are mapped.
     fn send(&self, cpu: &dyn Vcpu, rip: u64, address: u64, error: u32) -> Option<u64> {
         let mut faults = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // The top of the upper half of user space is rarely mapped; any page that is not will do.
-        let pages = (0..512).map(|page: u64| 0x7000_0000_0000_u64.wrapping_sub(page << 30));
-        let page = pages.into_iter().find(|page| cpu.translate(*page).is_none())?;
+        // Any page that is not mapped will do: first of those that 32-bit code under a 64-bit kernel can be sent to as well,
+        // then of the upper half of user space.
+        let low = (0..1024).map(|page: u64| 0xffff_f000_u64.wrapping_sub(page << 22));
+        let high = (0..512).map(|page: u64| 0x7000_0000_0000_u64.wrapping_sub(page << 30));
+        let page = low.chain(high).find(|page| cpu.translate(*page).is_none())?;
         let used = |bogus: &u64| faults.iter().any(|fault| fault.bogus == *bogus);
         let bogus = (0..4096).map(|offset| page + offset).find(|bogus| !used(bogus))?;
         faults.push(Fault { bogus, rip, address, error });
@@ -107,6 +109,16 @@ pub fn check(event: &Event, verdict: &Verdict) -> Result<(), Refusal> {
         Some(Ok(())) => {}
     }
     crate::flags::check(event, verdict)?;
+    let faults = match verdict {
+        Verdict::Inject(Inject::PageFault { .. }) => true,
+        Verdict::Deny => event.kind == Kind::Slat,
+        _ => false,
+    };
+    if faults && event.flags & flag::NO_FAULT != 0 {
+        let why =
+            "a page fault can be made in long mode alone: its frame and its addresses are others elsewhere";
+        return Err(Refusal::new(Code::Unsupported, why));
+    }
     match verdict {
         Verdict::Continue | Verdict::Deny | Verdict::Step => Ok(()),
         Verdict::Value(value) => check_value(event, *value),
@@ -130,6 +142,9 @@ fn check_value(event: &Event, value: u128) -> Result<(), Refusal> {
     }
     if event.kind == Kind::Io && event.flags & flag::STRING != 0 {
         return Err(Refusal::new(Code::Unsupported, "a string instruction's data can't be replaced"));
+    }
+    if event.flags & flag::PART != 0 {
+        return Err(Refusal::new(Code::Unsupported, "SMSW reads a part of CR0, which can't be replaced"));
     }
     let register = match (event.kind, event.way) {
         (Kind::Cr0, Way::To) => Reg::Cr0,

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use vmtree_agent::{Kind, Rule, Wanted, Watch, Way};
+use vmtree_agent::{Event, Kind, Rule, Wanted, Watch, Way};
 
 /// Rights, as in [`Rule::access`].
 const READ: u8 = 1;
@@ -83,6 +83,16 @@ impl Armed {
             })
             .map(|watch| watch.hold)
             .reduce(|one, other| one || other)
+    }
+
+    /// Whether an event is wanted, and then whether its vCPU waits.
+    #[must_use]
+    pub fn matches(&self, event: &Event) -> Option<bool> {
+        match event.kind {
+            Kind::Slat => self.violates(event.a >> 12, event.way),
+            Kind::Interrupt => self.wants(event.kind, event.way, event.vcpu, crate::interrupts::index(event)),
+            kind => self.wants(kind, event.way, event.vcpu, event.index),
+        }
     }
 
     /// Whether an access to a frame violates a rule, and then whether its vCPU waits.

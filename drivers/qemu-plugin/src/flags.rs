@@ -5,7 +5,7 @@
 //! earlier operation (seen with 11.1: CF of a `cmp` before a skipped `out`). So what leaves such a place is refused where
 //! the flags are still used.
 
-use iced_x86::{FlowControl, Instruction, RflagsBits};
+use iced_x86::{FlowControl, Instruction, OpKind, Register, RflagsBits};
 use vmtree_agent::server::Refusal;
 use vmtree_agent::{Code, Event, Inject, Kind, Reg, Verdict, flag};
 
@@ -22,7 +22,9 @@ const REACH: usize = 64;
 /// Whether an instruction sets some of the flags.
 #[must_use]
 pub fn sets(bytes: &[u8], bits: u32) -> bool {
-    instruction(bytes, bits, 0).rflags_modified() & ARITHMETIC != 0
+    let code = instruction(bytes, bits, 0);
+    // A 32-bit process under a 64-bit kernel has instructions that are others here: INC of a register is a prefix.
+    code.is_invalid() || code.len() != bytes.len() || code.rflags_modified() & ARITHMETIC != 0
 }
 
 /// Whether the flags that are there at `start` are used by what can be executed from there on. Sure is only a no: where the
@@ -35,7 +37,7 @@ pub fn used(start: u64, read: &dyn Fn(u64) -> Option<Instruction>) -> bool {
         if code.is_invalid() || code.rflags_read() & there != 0 {
             return true;
         }
-        let left = there & !code.rflags_modified();
+        let left = if may_keep(&code) { there } else { there & !code.rflags_modified() };
         if left == 0 {
             continue;
         }
@@ -53,6 +55,14 @@ pub fn used(start: u64, read: &dyn Fn(u64) -> Option<Instruction>) -> bool {
         }
     }
     true
+}
+
+/// Whether an instruction that sets flags keeps them all where its count is 0.
+fn may_keep(code: &Instruction) -> bool {
+    let counted = code.has_rep_prefix() || code.has_repe_prefix() || code.has_repne_prefix();
+    counted
+        || (0..code.op_count())
+            .any(|op| code.op_register(op) == Register::CL && code.op_kind(op) == OpKind::Register && op > 0)
 }
 
 /// An event that is about to be held, with what its verdicts may do to the flags.
@@ -124,6 +134,16 @@ mod tests {
         // Both ways of a branch: inc eax; jz +2; xor eax, eax; ret | cmc, which is behind it.
         assert!(!is_used(&[0xff, 0xc0, 0x74, 0x02, 0x31, 0xc0, 0xc3]));
         assert!(is_used(&[0xff, 0xc0, 0x74, 0x03, 0x31, 0xc0, 0xc3, 0xf5]));
+    }
+
+    #[test]
+    fn a_count_of_0_keeps_them() {
+        // shl eax, cl; jc +0; ret | shl eax, 1; jc +0; ret | repe cmpsb; jz +0; ret
+        assert!(is_used(&[0xd3, 0xe0, 0x72, 0x00, 0xc3]));
+        assert!(!is_used(&[0xd1, 0xe0, 0x72, 0x00, 0xc3]));
+        assert!(is_used(&[0xf3, 0xa6, 0x74, 0x00, 0xc3]));
+        // dec ecx of 32-bit code.
+        assert!(sets(&[0x49], 64) && sets(&[0x49], 32));
     }
 
     #[test]

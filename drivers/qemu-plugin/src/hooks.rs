@@ -109,16 +109,16 @@ pub fn executed(cpu: &mut Cpu, packed: u64) -> Option<u64> {
 /// Tells of an event, and has its verdict carried out where it is held.
 fn raise(plugin: &Arc<Plugin>, cpu: &mut Cpu, site: Site, event: Event) -> Option<u64> {
     let armed = plugin.armed();
-    let hold = match event.kind {
-        Kind::Slat => armed.violates(event.a >> 12, event.way),
-        kind => armed.wants(kind, event.way, event.vcpu, event.index),
-    }?;
+    let hold = armed.matches(&event)?;
     if !hold {
         plugin.agent.tell(event);
         return None;
     }
     drop(armed);
-    let event = flags::looked_at(cpu, site, event);
+    let mut event = flags::looked_at(cpu, site, event);
+    if interrupts::bits(cpu) != 64 {
+        event.flags |= flag::NO_FAULT;
+    }
     let mut shown = Shown { rip: event.rip, moved: None, split: site.split, cpu };
     let verdict = plugin.agent.hold(event, &mut shown);
     let moved = shown.moved;
@@ -171,8 +171,7 @@ pub fn discontinued(cpu: &mut Cpu, kind: i32, from: u64, to: u64) {
     }
     let event = plugin.tracked(cpu.vcpu, |tracked| interrupts::event(cpu, tracked, delivery, from, to));
     let Some(event) = event else { return };
-    let hold = plugin.armed().wants(Kind::Interrupt, Way::Once, cpu.vcpu, interrupts::index(&event));
-    if let Some(hold) = hold {
+    if let Some(hold) = plugin.armed().matches(&event) {
         tell_or_wait(plugin, cpu, event, hold);
     }
 }

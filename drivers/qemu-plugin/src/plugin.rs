@@ -172,6 +172,10 @@ impl Machine for Monitor {
         plugin().map_or(Ok(()), |plugin| plugin.arm(wanted))
     }
 
+    fn holds(&self, event: &Event) -> bool {
+        plugin().is_some_and(|plugin| plugin.armed().matches(event) == Some(true))
+    }
+
     fn check(&self, event: &Event, verdict: &Verdict) -> Result<(), Refusal> {
         act::check(event, verdict)
     }

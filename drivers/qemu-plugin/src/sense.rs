@@ -85,7 +85,10 @@ pub fn event(cpu: &dyn Vcpu, tracked: &Tracked, site: Site, rip: u64) -> Option<
     match site.op {
         Op::MovToCr | Op::Clts | Op::Lmsw => to_control(cpu, site, &mut event),
         Op::MovFromCr => from(&mut event, cpu.get(control(site.number)?.1)),
-        Op::Smsw => from(&mut event, cpu.get(Reg::Cr0)),
+        Op::Smsw => {
+            from(&mut event, cpu.get(Reg::Cr0));
+            event.flags |= flag::PART;
+        }
         Op::MovToDr => {
             event.index = u32::from(site.number);
             to(

@@ -106,6 +106,9 @@ impl Control {
     /// Those of `f`, and those of reaching QEMU.
     pub fn while_stopped<T>(&self, f: impl FnOnce(&mut Stopped<'_>) -> Result<T>) -> Result<T> {
         let mut session = self.lock();
+        if let Some(holds) = &session.holds {
+            holds.refuse_waiting("stop the VM for an instant")?;
+        }
         let line = session.settle()?;
         let status = if session.owed { Status::Stopped } else { session.status()? };
         let ours = match status {

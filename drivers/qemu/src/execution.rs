@@ -68,7 +68,9 @@ impl Execution for Vm {
 /// Stops the VM, or has it stop as soon as the held events are answered.
 fn stop(session: &mut Session) -> Result<()> {
     session.settle()?;
-    let mut status = session.status()?;
+    // A monitor that waits for a verdict would not say: the VM has run until then.
+    let waits = session.holds.as_ref().is_some_and(|holds| holds.monitor_waits());
+    let mut status = if waits { Status::Running } else { session.status()? };
     if status == Status::Running && !session.stop()? {
         // Somebody else stopped it before us, or let it run after us.
         status = session.status()?;

@@ -47,6 +47,9 @@ pub trait Machine: Send + Sync {
     /// What is wanted is as it was.
     fn arm(&self, wanted: &Wanted) -> Result<(), Refusal>;
 
+    /// Whether the client still wants to hold this event. Prompt.
+    fn holds(&self, event: &Event) -> bool;
+
     /// Whether this held event can be given this verdict. Prompt.
     ///
     /// # Errors
@@ -127,7 +130,15 @@ impl Agent {
     pub fn hold(&self, mut event: Event, registers: &mut dyn Registers) -> Verdict {
         event.flags |= flag::HELD;
         let hold = self.holds.open(event.vcpu);
-        let told = self.outbox.event_then(event, |event| self.holds.number(&hold, event));
+        // Asked under the outbox's lock: what is told of an arming comes by it too, and no event that is held follows the word
+        // that nothing is held any more.
+        let told = self.outbox.event_then(event, |event| {
+            let wanted = self.machine.holds(event);
+            if wanted {
+                self.holds.number(&hold, event);
+            }
+            wanted
+        });
         if !told {
             self.holds.close(&hold);
             return Verdict::Continue;

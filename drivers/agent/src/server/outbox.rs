@@ -45,7 +45,7 @@ impl Outbox {
 
     /// Puts an event down, numbered. False where there is no client.
     pub fn event(&self, event: Event, urgent: bool) -> bool {
-        let told = self.event_then(event, |_| {});
+        let told = self.event_then(event, |_| true);
         if told && urgent {
             self.flush();
         } else if told {
@@ -54,8 +54,8 @@ impl Outbox {
         told
     }
 
-    /// The same; `numbered` sees the event with its number before the client can.
-    pub fn event_then(&self, mut event: Event, numbered: impl FnOnce(&Event)) -> bool {
+    /// The same; `numbered` sees the event with its number before the client can, and may still say no.
+    pub fn event_then(&self, mut event: Event, numbered: impl FnOnce(&Event) -> bool) -> bool {
         let mut state = lock(&self.state);
         while state.line.is_some() && state.bytes.len() > ROOM {
             self.work.notify_one();
@@ -64,9 +64,11 @@ impl Outbox {
         if state.line.is_none() {
             return false;
         }
-        state.seq += 1;
-        event.seq = state.seq;
-        numbered(&event);
+        event.seq = state.seq + 1;
+        if !numbered(&event) {
+            return false;
+        }
+        state.seq = event.seq;
         ToClient::Event(event).encode(&mut state.bytes);
         true
     }

@@ -92,6 +92,10 @@ impl Machine for Still {
         Ok(())
     }
 
+    fn holds(&self, _event: &Event) -> bool {
+        true
+    }
+
     fn check(&self, _event: &Event, verdict: &Verdict) -> Result<(), Refusal> {
         match verdict {
             Verdict::Deny => Err(Refusal::new(Code::Unsupported, "nothing is denied here")),

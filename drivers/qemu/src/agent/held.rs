@@ -18,9 +18,10 @@ pub struct Holds {
 
 /// An event that a vCPU is held at.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-struct At {
+pub struct At {
     seq: u64,
-    monitor: Monitor,
+    /// What the monitor can tell there.
+    pub monitor: Monitor,
 }
 
 /// What QEMU's monitor can tell of a held vCPU.
@@ -92,10 +93,16 @@ impl Holds {
         Some(self.state.lock().held.get(&vcpu.0)?.seq)
     }
 
-    /// What the monitor can tell of a vCPU; `None` for one that is not held.
+    /// Where a vCPU is held.
     #[must_use]
-    pub fn monitor(&self, vcpu: VcpuId) -> Option<Monitor> {
-        Some(self.state.lock().held.get(&vcpu.0)?.monitor)
+    pub fn at(&self, vcpu: VcpuId) -> Option<At> {
+        self.state.lock().held.get(&vcpu.0).copied()
+    }
+
+    /// Whether the monitor waits for a verdict, whatever it is asked: some vCPU stands with QEMU's lock.
+    #[must_use]
+    pub fn monitor_waits(&self) -> bool {
+        self.state.lock().held.values().any(|at| at.monitor == Monitor::Waits)
     }
 
     /// Lets a vCPU go.
@@ -153,6 +160,18 @@ impl Holds {
         let stale = matches!(&failure, Failure::Refused(refusal) if refusal.code == Code::Stale);
         let gone = matches!(failure, Failure::Gone(_));
         (!stale && !gone && self.seq(vcpu) == Some(seq)).then(|| Err(error(op, failure)))
+    }
+
+    /// Refuses what the monitor would have to be asked while it waits for a verdict.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`].
+    pub fn refuse_waiting(&self, op: &'static str) -> Result<()> {
+        if !self.monitor_waits() {
+            return Ok(());
+        }
+        let why = "a vCPU waits at an interrupt, and QEMU's monitor with it, which has to be asked for this; answer the event first";
+        Err(Error::new(ErrorKind::Busy, op, why))
     }
 
     /// Refuses what would have to stop the VM while a vCPU is held.

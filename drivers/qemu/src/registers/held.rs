@@ -11,14 +11,19 @@ impl Access {
     /// The registers of a held vCPU, all or those `wanted`; `None` for one that is not held.
     pub(super) fn read_held(&self, vcpu: VcpuId, wanted: Option<&[RegId]>) -> Option<Result<RegisterSet>> {
         let holds = self.holds.as_ref()?;
+        let at = holds.at(vcpu)?;
         let by_agent = holds.read(vcpu)?;
         let flags = wanted.is_none_or(|wanted| wanted.contains(&Reg::Rflags.id()));
-        Some(by_agent.and_then(|set| match (wanted, holds.monitor(vcpu)) {
-            (Some(wanted), _) if wanted.iter().all(|id| agent::is_had(*id)) => Ok(set),
-            (_, Some(Monitor::Waits)) => Err(waits()),
-            (_, Some(Monitor::NoFlags)) if flags => Err(no_flags()),
-            _ => self.completed(vcpu, &set),
-        }))
+        let read = by_agent.and_then(|set| match wanted {
+            Some(wanted) if wanted.iter().all(|id| agent::is_had(*id)) => Ok(set),
+            _ if flags && at.monitor == Monitor::NoFlags => Err(no_flags()),
+            _ => {
+                holds.refuse_waiting("read registers")?;
+                self.completed(vcpu, &set)
+            }
+        });
+        // One that was let go meanwhile has other registers now.
+        (holds.at(vcpu) == Some(at)).then_some(read)
     }
 
     /// With what only the monitor shows.
@@ -37,10 +42,5 @@ impl Access {
 fn no_flags() -> Error {
     let why = "QEMU has the arithmetic flags of this vCPU in pieces at this event, so rflags and all registers at once can't be \
                had; read others one by one, or answer the event first";
-    Error::new(ErrorKind::Busy, "read registers", why)
-}
-
-fn waits() -> Error {
-    let why = "at an interrupt QEMU's monitor waits for the verdict, and this register is had by it alone; answer the event first";
     Error::new(ErrorKind::Busy, "read registers", why)
 }
