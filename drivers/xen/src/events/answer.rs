@@ -262,9 +262,12 @@ impl World {
         let (vcpu, cause) = (parked.request.vcpu, parked.request.cause);
         let write = (plan.act == Act::Done && table::name(&cause).is_some()).then_some(cause);
         let write = write.filter(|_| self.events.holds_writes);
-        let answered = Answered { at: Instant::now(), registers: response.registers, write };
-        self.events.answered.insert(vcpu, answered);
-        if response.flags & flag::EMULATE != 0 {
+        let (registers, emulate) = (response.registers, response.flags & flag::EMULATE != 0);
+        if registers.is_some() || write.is_some() || emulate {
+            let ran = self.xen.ran(vcpu).ok().flatten();
+            self.events.answered.insert(vcpu, Answered { at: Instant::now(), ran, registers, write });
+        }
+        if emulate {
             self.events.emulated.insert(vcpu, (cause, parked.event.view));
         }
     }

@@ -1,27 +1,20 @@
 //! Arming: the ring, what Xen is told to raise, and which vCPUs stop behind each instruction.
 
 use std::collections::BTreeSet;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use vmtree_api::events::{EventKind, Wanted, Watch, Way};
-use vmtree_api::x86::Reg;
-use vmtree_api::{Error, ErrorKind, RegValue, Result};
+use vmtree_api::{Error, ErrorKind, Result};
 
 use super::armed::Armed;
-use super::engine::{Answered, Lift};
-use super::wire::{Cause, Response, control};
+use super::engine::Lift;
+use super::wire::Response;
 use crate::error::{is, number};
 use crate::hypervisor::Intercept;
 use crate::views::rules::ALL;
 use crate::world::{World, note};
 
 const OP: &str = "watch";
-
-/// How long a vCPU that was answered may take to go on before the ring is given back.
-const PATIENCE: Duration = Duration::from_millis(200);
-/// How long one instruction may take for which a frame's rights are lifted.
-const LIFTED: Duration = Duration::from_millis(200);
 
 /// What a ring that is taken means, and what to do.
 fn taken() -> String {
@@ -106,7 +99,11 @@ impl World {
         if gone.is_empty() || new.is_empty() { change(self) } else { self.paused(OP, change) }
     }
 
-    fn set_intercept(&mut self, what: Intercept, on: bool) -> Result<()> {
+    /// Has Xen raise something, or no more.
+    ///
+    /// # Errors
+    /// Those of Xen.
+    pub fn set_intercept(&mut self, what: Intercept, on: bool) -> Result<()> {
         match self.xen.set(what, on) {
             Err(error) if !is(&error, number::EEXIST) => {
                 return Err(self.refused(
@@ -159,7 +156,8 @@ impl World {
         })
     }
 
-    fn needs_steps(&self) -> bool {
+    /// Whether the driver itself needs vCPUs to be stepped.
+    pub fn needs_steps(&self) -> bool {
         let events = &self.events;
         let ours = !self.views.pending.is_empty() || events.away.values().any(|away| away.told);
         ours || events.walk.is_some() || events.lift.is_some()
@@ -241,118 +239,6 @@ impl World {
         }
     }
 
-    /// Gives the ring back, if nothing needs it any more.
-    pub fn settle_ring(&mut self) {
-        if self.events.lift.is_some_and(|lift| lift.since.elapsed() > LIFTED) {
-            self.finish_lift();
-        }
-        self.settle_views();
-        let needed = !self.events.armed.is_empty() || !self.events.held.is_empty() || self.needs_steps();
-        if !self.events.taken || needed || !self.has_settled() {
-            return;
-        }
-        self.give_ring_back();
-    }
-
-    /// Whether all vCPUs that were answered lately have gone on: what they have yet to do would be lost with the ring.
-    fn has_settled(&mut self) -> bool {
-        self.events.answered.retain(|_, answered| answered.at.elapsed() < PATIENCE);
-        self.events.answered.is_empty()
-    }
-
-    /// Waits until all have gone on, or for a while: a paused domain does not go on.
-    fn settle(&mut self) {
-        let vcpus: Vec<u32> = self.events.answered.keys().copied().collect();
-        let ran = |world: &Self, vcpu| world.xen.ran(vcpu).ok().flatten();
-        let before: Vec<Option<u64>> = vcpus.iter().map(|vcpu| ran(self, *vcpu)).collect();
-        let since = Instant::now();
-        while since.elapsed() < PATIENCE {
-            let gone_on = vcpus.iter().zip(&before).all(|(vcpu, before)| {
-                let now = ran(self, *vcpu);
-                now.is_none() || now != *before
-            });
-            if gone_on {
-                self.events.answered.clear();
-                return;
-            }
-            thread::sleep(Duration::from_millis(1));
-        }
-    }
-
-    fn give_ring_back(&mut self) {
-        const OP: &str = "give the event ring back";
-        let all: Vec<Intercept> = self.events.set.iter().copied().collect();
-        for what in all {
-            if let Err(error) = self.set_intercept(what, false) {
-                log::debug!("{error}");
-            }
-        }
-        // What was raised before is answered, and done by the vCPUs.
-        while self.take_events() {}
-        self.settle();
-        let given = self.paused(OP, |world| {
-            while world.take_events() {}
-            world.xen.give_back().map_err(|error| world.refused(OP, "Xen keeps it", error))?;
-            world.events.taken = false;
-            world.events.holds_writes = false;
-            world.do_lost();
-            Ok(())
-        });
-        match given {
-            Ok(()) => self.undo.done(note::RING),
-            Err(error) if error.kind() == ErrorKind::Gone => {}
-            Err(error) => log::error!("{error}"),
-        }
-    }
-
-    /// Does what Xen was to do for vCPUs that have not gone on, as it forgot that with the ring.
-    fn do_lost(&mut self) {
-        for (vcpu, Answered { registers, write, .. }) in std::mem::take(&mut self.events.answered) {
-            let mut changes = Vec::new();
-            if let Some(general) = registers {
-                let regs = [
-                    Reg::Rax,
-                    Reg::Rcx,
-                    Reg::Rdx,
-                    Reg::Rbx,
-                    Reg::Rsp,
-                    Reg::Rbp,
-                    Reg::Rsi,
-                    Reg::Rdi,
-                    Reg::R8,
-                    Reg::R9,
-                    Reg::R10,
-                    Reg::R11,
-                    Reg::R12,
-                    Reg::R13,
-                    Reg::R14,
-                    Reg::R15,
-                ];
-                changes.extend(
-                    regs.iter().zip(general.gpr).map(|(reg, value)| (reg.id(), RegValue::Word(value))),
-                );
-                changes.push((Reg::Rflags.id(), RegValue::Word(general.rflags)));
-                changes.push((Reg::Rip.id(), RegValue::Word(general.rip)));
-            }
-            let done = match write {
-                Some(Cause::Msr { index, new, .. }) => self.write_msr(OP, vcpu, index, new),
-                Some(Cause::Control { index, new, .. }) => {
-                    let reg = match index {
-                        control::CR0 => Reg::Cr0,
-                        control::CR3 => Reg::Cr3,
-                        _ => Reg::Cr4,
-                    };
-                    changes.push((reg.id(), RegValue::Word(new & !NO_FLUSH)));
-                    Ok(())
-                }
-                _ => Ok(()),
-            };
-            if let Err(error) = done.and_then(|()| self.put_registers(OP, vcpu, &changes)) {
-                log::error!("what vCPU {vcpu} was about to do is lost: {error}");
-            }
-        }
-    }
-
     /// Undoes all of it, with the held vCPUs let go.
     pub fn close_events(&mut self) {
         self.events.armed = Armed::default();
@@ -380,6 +266,3 @@ impl World {
         }
     }
 }
-
-/// The bit of a write of CR3 that is no part of it (Intel SDM volume 3A, 4.10.4.1).
-const NO_FLUSH: u64 = 1 << 63;

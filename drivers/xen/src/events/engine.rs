@@ -43,6 +43,8 @@ pub struct Parked {
 pub struct Answered {
     /// When it was answered.
     pub at: Instant,
+    /// How long it had run then: it stood still.
+    pub ran: Option<u64>,
     /// Registers that Xen is to set.
     pub registers: Option<General>,
     /// A write that Xen is to do.
@@ -173,6 +175,8 @@ impl World {
 
     fn raised(&mut self, request: &Request, slot: &Slot) {
         let vcpu = request.vcpu;
+        // It has gone on since its last answer.
+        self.events.answered.remove(&vcpu);
         self.views.set_at(vcpu, request.view);
         if let Some(wanted) = self.views.pending.get(&vcpu)
             && *wanted == request.view

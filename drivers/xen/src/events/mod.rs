@@ -8,6 +8,7 @@ pub mod decode;
 pub mod engine;
 pub mod offers;
 pub mod queue;
+mod settle;
 pub mod source;
 pub mod table;
 pub mod wire;

@@ -4,6 +4,7 @@ mod events;
 mod fake;
 mod fake_slat;
 mod going;
+mod lost;
 pub mod ram;
 mod slots;
 mod undo;
