@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use vmtree_api::events::{Inject, Verdict};
-use vmtree_api::{Access, Error, ErrorKind, PAGE_SIZE, Result};
+use vmtree_api::{Access, Error, ErrorKind, PAGE_SIZE, Result, ViewId};
 
 use super::code;
 use super::decode::{merged, violated};
@@ -20,6 +20,8 @@ use crate::world::World;
 const OP: &str = "answer";
 /// The type of int3 (X86_ET_SW_EXC).
 const SOFTWARE: u8 = 6;
+/// #UD.
+const UNDEFINED: Inject = Inject::Exception { vector: 6, error: None };
 
 impl World {
     /// Lets a held vCPU go with this verdict.
@@ -222,7 +224,6 @@ impl World {
 
     /// One instruction on another of Xen's views, then back.
     fn step_on(&mut self, parked: &Parked, stage: Stage, response: &mut Response) -> Result<()> {
-        let vcpu = parked.request.vcpu;
         let to = match stage {
             Stage::Open => self.views.opened(parked.event.view),
             Stage::On(view) => self.views.xen(view),
@@ -230,17 +231,22 @@ impl World {
         if !self.views.on {
             return self.lift(parked, response);
         }
-        let home = parked.event.view;
-        let back = self.views.pending.remove(&vcpu).unwrap_or_else(|| self.views.xen(home));
-        response.view = Some(to);
         response.access = None;
-        // Who steps for somebody else as well is put back by the answer to that step.
+        self.step_away(to, parked.event.view, response);
+        Ok(())
+    }
+
+    /// Has a vCPU do one instruction on a view, and then be where it belongs, or is about to be.
+    fn step_away(&mut self, at: u16, home: ViewId, response: &mut Response) {
+        let vcpu = response.vcpu;
+        let back = self.views.pending.remove(&vcpu).unwrap_or_else(|| self.views.xen(home));
+        response.view = Some(at);
+        // Who steps for somebody else as well is put back by the answer to that step: by itself, Xen would end its steps.
         let told = self.events.stepped.contains(&vcpu);
         response.back = (!told).then_some(back);
-        if to != back {
-            self.events.away.insert(vcpu, Away { at: to, home, told });
+        if at != back {
+            self.events.away.insert(vcpu, Away { at, home: self.views.of(back), told });
         }
-        Ok(())
     }
 
     /// Puts a value where the guest would have written another one.
@@ -284,10 +290,15 @@ impl World {
                 }
             }
             Some((Cause::Access { .. }, view)) => {
-                response.view = Some(self.views.opened(view));
-                response.back = Some(self.views.xen(view));
+                self.step_away(self.views.opened(view), view, &mut response);
             }
-            _ => log::error!("Xen's emulator can't do the instruction at {:#x} of vCPU {vcpu}", request.rip),
+            _ => {
+                log::error!("Xen's emulator can't do the instruction at {:#x} of vCPU {vcpu}", request.rip);
+                // As Xen does where nobody is asked: tried again, it would come to the same without end.
+                if let Err(error) = self.inject_into(OP, vcpu, UNDEFINED) {
+                    log::error!("{error}");
+                }
+            }
         }
         self.respond(response);
     }

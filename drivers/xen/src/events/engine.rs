@@ -183,6 +183,10 @@ impl World {
         {
             self.views.pending.remove(&vcpu);
         }
+        if request.cause != Cause::Unemulated {
+            // The emulator could do it.
+            self.events.emulated.remove(&vcpu);
+        }
         match request.cause {
             Cause::Step if self.stepped_for_us(request) => return,
             Cause::Unemulated => return self.unemulated(request),
@@ -291,11 +295,13 @@ impl World {
     /// Puts a response into the ring.
     pub fn respond(&mut self, mut response: Response) {
         let vcpu = response.vcpu;
-        if response.view.is_none() {
+        // Xen switches the view of a vCPU only where it waits.
+        let waits = response.flags & flag::VCPU_PAUSED != 0;
+        if waits && response.view.is_none() {
             let away = self.events.away.remove(&vcpu).map(|away| self.views.xen(away.home));
             response.view = self.views.pending.get(&vcpu).copied().or(away);
         }
-        response.view = response.view.filter(|_| self.views.on);
+        response.view = response.view.filter(|_| waits && self.views.on);
         if let Some(view) = response.view {
             self.views.set_at(vcpu, response.back.unwrap_or(view));
             self.views.pending.remove(&vcpu);

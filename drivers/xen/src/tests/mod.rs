@@ -1,5 +1,6 @@
 //! The driver over a hypervisor that only exists here.
 
+mod away;
 mod events;
 mod fake;
 mod fake_slat;
