@@ -1,6 +1,7 @@
 //! The x86-64 register set and its paging (Intel SDM volume 3A; AMD APM volume 2).
 
 pub mod bits;
+pub mod check;
 mod paging;
 mod registers;
 

@@ -1,10 +1,8 @@
 //! Values that the processor would refuse: a VM entry with them fails, and Xen then crashes the domain.
 
 use vmtree_api::x86::bits::*;
+use vmtree_api::x86::check::{self, Refused, need};
 use vmtree_api::x86::{Reg, Registers, Segment};
-
-/// Why a value is refused.
-pub type Refused = &'static str;
 
 /// Bits of a segment's rights (Intel SDM volume 3C, table 25-2).
 const CODE: u16 = 1 << 3;
@@ -16,32 +14,23 @@ const LONG: u16 = 1 << 13;
 const BIG: u16 = 1 << 14;
 const GRANULAR: u16 = 1 << 15;
 
-fn need(holds: bool, why: Refused) -> Result<(), Refused> {
-    if holds { Ok(()) } else { Err(why) }
-}
-
 /// Checks what changes from `before` to `after`; what Xen checks itself is left to it.
 ///
 /// # Errors
 /// The first register that would be refused, and why.
 pub fn changes(before: &Registers, after: &Registers) -> Result<(), (Reg, Refused)> {
+    let long = before.efer & EFER_LMA != 0;
     let checks = [
         (Reg::Rip, address(after.rip, after)),
-        (Reg::Rflags, rflags(after.rflags, before)),
+        (Reg::Rflags, check::rflags(after.rflags, long)),
         (Reg::Cr0, cr0(before.cr0, after.cr0)),
-        (Reg::Cr3, need(after.cr3 >> 52 == 0, "bits 63:52 are reserved")),
-        (Reg::Cr4, cr4(before, after)),
-        (Reg::Cr8, need(after.cr8 <= 15, "it is 0 to 15")),
+        (Reg::Cr3, check::cr3(after.cr3)),
+        (Reg::Cr4, check::cr4(before.cr4, after.cr4, long, after.cr3)),
+        (Reg::Cr8, check::cr8(after.cr8)),
         (Reg::Xcr0, need(after.xcr0 & 1 != 0, "bit 0 (x87) is always set")),
         (Reg::Dr6, need(after.dr[6] >> 32 == 0, "bits 63:32 are reserved")),
         (Reg::Dr7, need(after.dr[7] >> 32 == 0, "bits 63:32 are reserved")),
-        (
-            Reg::Efer,
-            need(
-                (before.efer ^ after.efer) & !(EFER_SCE | EFER_NXE) == 0,
-                "only SCE and NXE can be changed from outside",
-            ),
-        ),
+        (Reg::Efer, check::efer(before.efer, after.efer)),
         (Reg::Fmask, need(after.fmask >> 32 == 0, "bits 63:32 are reserved")),
         (Reg::TscAux, need(after.tsc_aux >> 32 == 0, "bits 63:32 are reserved")),
         (Reg::SysenterCs, need(after.sysenter_cs >> 32 == 0, "bits 63:32 are reserved")),
@@ -82,29 +71,12 @@ pub fn changes(before: &Registers, after: &Registers) -> Result<(), (Reg, Refuse
 }
 
 fn address(value: u64, regs: &Registers) -> Result<(), Refused> {
-    let unused = if regs.cr4 & CR4_LA57 != 0 { 7 } else { 16 };
-    let canonical = ((value << unused) as i64 >> unused) as u64 == value;
-    need(canonical, "the address is not canonical: its upper bits must be equal")
-}
-
-fn rflags(value: u64, before: &Registers) -> Result<(), Refused> {
-    need(value & !RFLAGS_KNOWN == 0, "bits 3, 5, 15 and 63:22 are reserved")?;
-    need(value & RFLAGS_FIXED != 0, "bit 1 is always set")?;
-    need(before.efer & EFER_LMA == 0 || value & RFLAGS_VM == 0, "VM can't be set in 64-bit mode")
+    check::address(value, regs.cr4)
 }
 
 fn cr0(old: u64, new: u64) -> Result<(), Refused> {
-    need(new & !CR0_KNOWN == 0, "it has only PE MP EM TS ET NE WP AM NW CD PG")?;
-    need(new & CR0_ET != 0, "ET (bit 4) is always set")?;
-    need((old ^ new) & (CR0_PE | CR0_PG) == 0, "PE and PG can't be changed from outside")?;
-    need(new & CR0_NW == 0 || new & CR0_CD != 0, "NW needs CD")
-}
-
-fn cr4(before: &Registers, after: &Registers) -> Result<(), Refused> {
-    let flips = before.cr4 ^ after.cr4;
-    let long = before.efer & EFER_LMA != 0;
-    need(!long || flips & (CR4_PAE | CR4_LA57) == 0, "PAE and LA57 can't be changed in 64-bit mode")?;
-    need(flips & CR4_PCIDE == 0 || after.cr3 & 0xfff == 0, "PCIDE can't be changed while CR3 has a PCID")
+    check::cr0(old, new)?;
+    need(new & CR0_ET != 0, "ET (bit 4) is always set")
 }
 
 fn pat(value: u64) -> Result<(), Refused> {
