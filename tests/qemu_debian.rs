@@ -17,20 +17,12 @@ const TEST: &str = "the_docs_tracer_tells_the_system_calls_of_a_known_program";
 
 /// A guest that stands before its first instruction; its process that says what it does is tests/labs/qemu/probe.c.
 fn guest() -> Option<Vm> {
-    if qemu::major() < 11 {
-        skip(TEST, "QEMU 11 is not in PATH; see tests/labs/qemu/versions.sh");
-        return None;
-    }
-    let Some(plugin) = qemu::plugin(env!("CARGO_BIN_EXE_vmtree")) else {
-        skip(TEST, "the plugin is not built: cargo build -p vmtree-qemu-plugin");
-        return None;
-    };
+    let plugin = qemu::plugin(env!("CARGO_BIN_EXE_vmtree")).inspect_err(|why| skip(TEST, why)).ok()?;
     let Some(debian) = qemu::debian() else {
         skip(TEST, "there is no Debian guest; see tests/labs/qemu/lab.sh");
         return None;
     };
     let file = |name| debian.join(name).to_str().unwrap().to_owned();
-    let plugin = format!("{},socket=agent.sock", plugin.display());
     let files = ["-kernel", &file("vmlinuz"), "-initrd", &file("initrd.gz"), "-plugin", &plugin];
     let line = "console=ttyS0 quiet panic=-1 -- probe";
     Some(Vm::start(&[&["-accel", "tcg", "-m", "512M", "-S", "-append", line], &files[..]].concat()))

@@ -32,19 +32,10 @@ struct Lab {
 }
 
 fn lab(test: &str, vcpus: u32) -> Option<Lab> {
-    if qemu::major() < 11 {
-        skip(test, "QEMU 11 is not in PATH; see tests/labs/qemu/versions.sh");
-        return None;
-    }
-    let Some(plugin) = qemu::plugin(env!("CARGO_BIN_EXE_vmtree")) else {
-        skip(test, "the plugin is not built: cargo build -p vmtree-qemu-plugin");
-        return None;
-    };
+    let plugin = qemu::plugin(env!("CARGO_BIN_EXE_vmtree")).inspect_err(|why| skip(test, why)).ok()?;
     let folder = tempfile::tempdir().unwrap();
     let elf = folder.path().join("guest.elf");
     fs::write(&elf, vmtree_guest::elf()).unwrap();
-    // Relative: it is found by QEMU's working directory.
-    let plugin = format!("{},socket=agent.sock", plugin.display());
     let args = ["-accel", "tcg", "-kernel", elf.to_str().unwrap(), "-smp", &vcpus.to_string()];
     let vm = Vm::start(&[&args, qemu::SHARED, &["-plugin", &plugin]].concat());
     let live = Live::mount(test, &format!("qemu:{}", vm.qmp()), "reply_timeout=20")?;

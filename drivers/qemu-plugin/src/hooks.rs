@@ -119,7 +119,7 @@ fn raise(plugin: &Arc<Plugin>, cpu: &mut Cpu, site: Site, event: Event) -> Optio
     if interrupts::bits(cpu) != 64 {
         event.flags |= flag::NO_FAULT;
     }
-    let mut shown = Shown { rip: event.rip, moved: None, split: site.split, cpu };
+    let mut shown = Shown::at(&event, cpu);
     let verdict = plugin.agent.hold(event, &mut shown);
     let moved = shown.moved;
     come_by(plugin);
@@ -147,7 +147,7 @@ fn tell_or_wait(plugin: &Arc<Plugin>, cpu: &mut Cpu, mut event: Event, hold: boo
     if hold {
         // An access may be in the middle of its instruction.
         event.flags |= flag::FLAGS_LOST;
-        let mut shown = Shown { rip: event.rip, moved: None, split: true, cpu };
+        let mut shown = Shown::at(&event, cpu);
         // Only Continue passes the check of verdicts.
         let _: Verdict = plugin.agent.hold(event, &mut shown);
     } else {

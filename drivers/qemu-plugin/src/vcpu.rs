@@ -1,7 +1,7 @@
 //! A vCPU as events and verdicts need it: the real one, or one made up in a test.
 
 use vmtree_agent::server::{Refusal, Registers};
-use vmtree_agent::{Code, Reg};
+use vmtree_agent::{Code, Event, Reg, flag};
 
 use crate::sys::{Cpu, has};
 
@@ -56,13 +56,20 @@ pub fn cpl(cpu: &dyn Vcpu) -> u8 {
 /// The registers that a client may see of a vCPU held at `rip`.
 pub struct Shown<'a> {
     /// The vCPU.
-    pub cpu: &'a mut dyn Vcpu,
+    cpu: &'a mut dyn Vcpu,
     /// Where it is held.
-    pub rip: u64,
+    rip: u64,
     /// Where it goes on instead, if the client moved it.
     pub moved: Option<u64>,
     /// Whether it would lose its arithmetic flags there.
-    pub split: bool,
+    split: bool,
+}
+
+impl<'a> Shown<'a> {
+    /// Of a vCPU that is about to be held at this event.
+    pub fn at(event: &Event, cpu: &'a mut dyn Vcpu) -> Self {
+        Self { cpu, rip: event.rip, moved: None, split: event.flags & flag::FLAGS_LOST != 0 }
+    }
 }
 
 /// Whether QEMU's interface can set a register faithfully.

@@ -53,8 +53,18 @@ pub fn major() -> u32 {
     text.split_once("version ").unwrap().1.split('.').next().unwrap().parse().unwrap()
 }
 
+/// The value of `-plugin` for a QEMU that takes all answers, with its socket `agent.sock` in QEMU's working directory, as
+/// vmtree finds it there; or why there is none.
+pub fn plugin(program: &str) -> Result<String, &'static str> {
+    if major() < 11 {
+        return Err("QEMU 11 is not in PATH; see tests/labs/qemu/versions.sh");
+    }
+    let file = plugin_file(program).ok_or("the plugin is not built: cargo build -p vmtree-qemu-plugin")?;
+    Ok(format!("{},socket=agent.sock", file.display()))
+}
+
 /// The plugin that was built last, beside a program of the same build.
-pub fn plugin(program: &str) -> Option<PathBuf> {
+fn plugin_file(program: &str) -> Option<PathBuf> {
     let folder = Path::new(program).parent().unwrap();
     let places = [folder.join("libvmtree_qemu.so"), folder.join("deps/libvmtree_qemu.so")];
     let made = |path: &PathBuf| fs::metadata(path).and_then(|found| found.modified()).ok();

@@ -122,7 +122,7 @@ impl Agent {
     /// Tells of an event and goes on. Waits only where the client is behind by more than the outbox holds.
     pub fn tell(&self, mut event: Event) {
         event.flags &= !flag::HELD;
-        self.outbox.event(event, false);
+        self.outbox.event(event);
     }
 
     /// Tells of an event and waits for its verdict on this thread, the vCPU's own, which meanwhile serves `registers` to

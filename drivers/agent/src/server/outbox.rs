@@ -43,18 +43,14 @@ impl Outbox {
         self.room.notify_all();
     }
 
-    /// Puts an event down, numbered. False where there is no client.
-    pub fn event(&self, event: Event, urgent: bool) -> bool {
-        let told = self.event_then(event, |_| true);
-        if told && urgent {
-            self.flush();
-        } else if told {
+    /// Puts an event down, numbered, to be written soon.
+    pub fn event(&self, event: Event) {
+        if self.event_then(event, |_| true) {
             self.work.notify_one();
         }
-        told
     }
 
-    /// The same; `numbered` sees the event with its number before the client can, and may still say no.
+    /// The same, to be written by a flush. False where there is no client; `numbered` sees the event with its number before the client can, and may still say no.
     pub fn event_then(&self, mut event: Event, numbered: impl FnOnce(&Event) -> bool) -> bool {
         let mut state = lock(&self.state);
         while state.line.is_some() && state.bytes.len() > ROOM {

@@ -90,7 +90,7 @@ impl Holds {
     }
 
     fn seq(&self, vcpu: VcpuId) -> Option<u64> {
-        Some(self.state.lock().held.get(&vcpu.0)?.seq)
+        Some(self.at(vcpu)?.seq)
     }
 
     /// Where a vCPU is held.
