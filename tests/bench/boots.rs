@@ -9,7 +9,7 @@ use crate::lab::{self, Vm};
 use crate::machine::mount;
 use crate::{share, told};
 
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 9;
 /// What is watched, as the promise says.
 const WATCHED: [&str; 3] = ["events/cr3", "events/msr", "events/interrupt"];
 
