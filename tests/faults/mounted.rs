@@ -66,7 +66,7 @@ impl Mounted {
         self.tree.release(false);
         self.detach();
         let took = begun.elapsed();
-        self.ended.recv_timeout(Duration::from_secs(20)).expect("the session ends once it is detached");
+        self.ended.recv_timeout(Duration::from_secs(60)).expect("the session ends once it is detached");
         took
     }
 
