@@ -32,6 +32,17 @@ pub struct DomainInfo {
     pub devices: u32,
 }
 
+/// How far a vCPU has come.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Ran {
+    /// It has halted.
+    Halted,
+    /// It is on a processor; one that is held may still be there for some microseconds.
+    On,
+    /// It stands still, after it has run for so many nanoseconds: they grow whenever it gets on.
+    For(u64),
+}
+
 /// A whole domain and its vCPUs: what they are, and whether they run.
 pub trait Domain {
     /// As it is now; `None` where there is no such domain.
@@ -46,8 +57,8 @@ pub trait Domain {
     fn unpause_vcpu(&self, vcpu: u32) -> Result<()>;
     /// Whether a vCPU stops behind each instruction.
     fn single_step(&self, vcpu: u32, on: bool) -> Result<()>;
-    /// For how long a vCPU has run, in nanoseconds: it grows whenever the vCPU gets on. `None` where it is halted.
-    fn ran(&self, vcpu: u32) -> Result<Option<u64>>;
+    /// How far a vCPU has come.
+    fn ran(&self, vcpu: u32) -> Result<Ran>;
 }
 
 /// What is injected by a vCPU's next entry.

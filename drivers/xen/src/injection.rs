@@ -6,7 +6,7 @@ use vmtree_api::events::{Inject, Injection};
 use vmtree_api::{Error, ErrorKind, Result, VcpuId};
 
 use crate::error::{is, number, refused};
-use crate::hypervisor::{Hypervisor, Trap};
+use crate::hypervisor::{Hypervisor, Ran, Trap};
 use crate::owner::Owner;
 use crate::registers::records::{Records, half, kind, word};
 use crate::world::World;
@@ -105,7 +105,7 @@ fn messages(records: &Records, vcpu: u32) -> Option<u64> {
 pub fn wake_halted(xen: &dyn Hypervisor, vcpu: u32) -> Result<()> {
     const OP: &str = "wake a vCPU";
     let failed = |error| refused(OP, "Xen does not send its timer's interrupt", error);
-    if xen.ran(vcpu).map_err(failed)?.is_some() {
+    if xen.ran(vcpu).map_err(failed)? != Ran::Halted {
         return Ok(());
     }
     let records = Records::parse(xen.load().map_err(failed)?)?;

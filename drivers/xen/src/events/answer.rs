@@ -1,6 +1,7 @@
 //! Answers: what the table says, carried out.
 
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use vmtree_api::events::{Inject, Verdict};
 use vmtree_api::{Access, Error, ErrorKind, PAGE_SIZE, Result, ViewId};
@@ -11,7 +12,7 @@ use super::engine::{Answered, Away, Parked};
 use super::table::{self, Act, Facts, Plan, Stage};
 use super::wire::{Cause, General, Response, flag, reason};
 use crate::error::{is, number};
-use crate::hypervisor::Trap;
+use crate::hypervisor::{Ran, Trap};
 use crate::injection;
 use crate::registers::convert;
 use crate::views::rules::ALL;
@@ -20,6 +21,8 @@ use crate::world::World;
 const OP: &str = "answer";
 /// The type of int3 (X86_ET_SW_EXC).
 const SOFTWARE: u8 = 6;
+/// How long a vCPU may take to stop at an event. It is some microseconds.
+const STOPS: Duration = Duration::from_millis(20);
 /// #UD.
 const UNDEFINED: Inject = Inject::Exception { vector: 6, error: None };
 
@@ -263,6 +266,18 @@ impl World {
         }
     }
 
+    /// How long a held vCPU has run, once it stands still: it tells of its event before it has stopped.
+    fn stood(&self, vcpu: u32) -> Option<u64> {
+        let since = Instant::now();
+        loop {
+            match self.xen.ran(vcpu) {
+                Ok(Ran::For(time)) => return Some(time),
+                Ok(Ran::On) if since.elapsed() < STOPS => thread::yield_now(),
+                _ => return None,
+            }
+        }
+    }
+
     /// Keeps in mind what Xen has yet to do.
     fn remember(&mut self, parked: &Parked, plan: &Plan, response: &Response) {
         let (vcpu, cause) = (parked.request.vcpu, parked.request.cause);
@@ -270,7 +285,7 @@ impl World {
         let write = write.filter(|_| self.events.holds_writes);
         let (registers, emulate) = (response.registers, response.flags & flag::EMULATE != 0);
         if registers.is_some() || write.is_some() || emulate {
-            let ran = self.xen.ran(vcpu).ok().flatten();
+            let ran = self.stood(vcpu);
             self.events.answered.insert(vcpu, Answered { at: Instant::now(), ran, registers, write });
         }
         if emulate {

@@ -43,7 +43,7 @@ pub struct Parked {
 pub struct Answered {
     /// When it was answered.
     pub at: Instant,
-    /// How long it had run then: it stood still.
+    /// How long it had run then, where it was seen to stand still.
     pub ran: Option<u64>,
     /// Registers that Xen is to set.
     pub registers: Option<General>,

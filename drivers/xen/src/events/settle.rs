@@ -8,7 +8,7 @@ use vmtree_api::{ErrorKind, RegValue};
 
 use super::engine::Answered;
 use super::wire::{Cause, control};
-use crate::hypervisor::Intercept;
+use crate::hypervisor::{Intercept, Ran};
 use crate::world::{World, note};
 
 const OP: &str = "watch";
@@ -37,9 +37,11 @@ impl World {
     /// Forgets the answers to vCPUs that have gone on: Xen has done all for them.
     fn drop_gone_on(&mut self) {
         let xen = &*self.xen;
-        self.events.answered.retain(|vcpu, answered| {
-            let now = xen.ran(*vcpu).ok().flatten();
-            now.is_some() && now == answered.ran
+        self.events.answered.retain(|vcpu, answered| match (xen.ran(*vcpu), answered.ran) {
+            (Ok(Ran::For(now)), Some(then)) => now == then,
+            (Ok(Ran::On | Ran::Halted), Some(_)) => false,
+            // One that can't be told of has had the time to.
+            _ => answered.at.elapsed() < PATIENCE,
         });
     }
 

@@ -7,7 +7,7 @@ use xenctrl_sys as c;
 
 use super::handle::Handle;
 use super::{Xen, done};
-use crate::hypervisor::{Domain, DomainInfo};
+use crate::hypervisor::{Domain, DomainInfo, Ran};
 
 /// How many are asked for at once.
 const BATCH: usize = 64;
@@ -84,12 +84,16 @@ impl Domain for Xen {
         done(unsafe { c::xc_domain_debug_control(self.handle.raw(), self.domid, op, vcpu) }).map(drop)
     }
 
-    fn ran(&self, vcpu: u32) -> Result<Option<u64>> {
+    fn ran(&self, vcpu: u32) -> Result<Ran> {
         // SAFETY: the structure is plain numbers.
         let mut info: c::xc_vcpuinfo_t = unsafe { zeroed() };
         let at = &raw mut info;
         // SAFETY: the structure has room.
-        done(unsafe { c::xc_vcpu_getinfo(self.handle.raw(), self.domid, vcpu, at) })
-            .map(|_| (info.blocked == 0).then_some(info.cpu_time))
+        done(unsafe { c::xc_vcpu_getinfo(self.handle.raw(), self.domid, vcpu, at) })?;
+        Ok(match (info.blocked, info.running) {
+            (0, 0) => Ran::For(info.cpu_time),
+            (0, _) => Ran::On,
+            _ => Ran::Halted,
+        })
     }
 }

@@ -42,6 +42,8 @@ pub struct State {
     pub flood: Option<Slot>,
     /// How long each vCPU has run; those that are not here are halted.
     pub ran: BTreeMap<u32, u64>,
+    /// How many looks at a vCPU find it still on a processor.
+    pub stopping: u32,
     /// The process that had the ring was killed.
     pub killed: bool,
     /// Calls until one fails.
@@ -97,6 +99,7 @@ impl Shared {
             max: 0x1000,
             flood: None,
             ran: BTreeMap::new(),
+            stopping: 0,
             killed: false,
             fails_in: None,
             rung: false,
@@ -220,8 +223,14 @@ impl Domain for Fake {
         Ok(())
     }
 
-    fn ran(&self, vcpu: u32) -> Result<Option<u64>> {
-        Ok(self.0.state.lock().ran.get(&vcpu).copied())
+    fn ran(&self, vcpu: u32) -> Result<Ran> {
+        let mut state = self.0.state.lock();
+        if state.stopping > 0 {
+            state.stopping -= 1;
+            *state.ran.entry(vcpu).or_default() += 1;
+            return Ok(Ran::On);
+        }
+        Ok(state.ran.get(&vcpu).map_or(Ran::Halted, |ran| Ran::For(*ran)))
     }
 }
 

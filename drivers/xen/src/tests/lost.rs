@@ -37,6 +37,26 @@ fn a_held_write_is_done_however_late_the_ring_goes() {
 }
 
 #[test]
+fn an_answer_before_the_vcpu_has_stopped_is_not_taken_for_its_going_on() {
+    let xen = Shared::new(1);
+    let driver = open(&xen);
+    let events = driver.events().unwrap();
+    events.watch(&watch(EventKind::Cr3, true)).unwrap();
+    xen.state.lock().ran.insert(0, 5);
+    let pause = driver.execution().unwrap().pause().unwrap();
+    xen.ask(request(reason::WRITE_CTRLREG, 0, None, &[1, 0x2000, 0x1000], 0x1000));
+    let held = events.next(Duration::from_secs(5)).unwrap().unwrap();
+    // It is on its way to stand still, and comes no further: it has not done its write.
+    xen.state.lock().stopping = 3;
+    held.answer(&Verdict::Continue).unwrap();
+    events.watch(&Wanted::default()).unwrap();
+    drop(pause);
+    drop(driver);
+    assert_eq!(xen.register(0, CR3), 0x2000);
+    xen.is_clean();
+}
+
+#[test]
 fn who_has_gone_on_keeps_its_registers() {
     for (after, rip) in [(5, 0x1002), (9, 0)] {
         let xen = Shared::new(1);
