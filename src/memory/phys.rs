@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use vmtree_api::{Driver, Gpa, MemoryMap, PAGE_SIZE, Span};
+use vmtree_api::{Driver, Gpa, MachineMemory, MemoryMap, PAGE_SIZE, Span};
 
 use super::PageCache;
 use crate::error::{FsError, FsResult};
@@ -39,6 +39,12 @@ impl GuestMemory {
     #[must_use]
     pub fn map(&self) -> Arc<MemoryMap> {
         self.driver.memory().map()
+    }
+
+    /// The way back from the machine's addresses, for a paravirtual guest.
+    #[must_use]
+    pub fn machine(&self) -> Option<&dyn MachineMemory> {
+        self.driver.memory().machine()
     }
 
     /// Hands the bytes from `offset` on to `take`, once: `len` of them, or fewer at the end of RAM, at a hole under

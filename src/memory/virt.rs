@@ -1,5 +1,6 @@
 //! Virtual memory through a vCPU's page tables: file offset = guest-virtual address without its top bit.
 
+use vmtree_api::x86::bits::{EFER_LMA, EFER_NXE};
 use vmtree_api::x86::{Fault, PagingMode, Walk, walk};
 use vmtree_api::{Gpa, Gva};
 
@@ -22,7 +23,11 @@ pub fn offset_to_gva(offset: u64) -> Gva {
 impl<'a> VirtualMemory<'a> {
     /// The address space that `mode` selects.
     #[must_use]
-    pub fn new(memory: &'a GuestMemory, mode: PagingMode) -> Self {
+    pub fn new(memory: &'a GuestMemory, mut mode: PagingMode) -> Self {
+        // A paravirtual guest has no EFER to be asked for: its tables are always those of long mode.
+        if memory.machine().is_some() {
+            mode.efer |= EFER_LMA | EFER_NXE;
+        }
         Self { memory, mode }
     }
 
@@ -31,7 +36,12 @@ impl<'a> VirtualMemory<'a> {
     /// # Errors
     /// A page table could not be read.
     pub fn translate(&self, gva: Gva) -> FsResult<Result<Walk, Fault>> {
-        walk(&self.mode, gva, |gpa| self.entry(gpa))
+        let Some(machine) = self.memory.machine() else { return walk(&self.mode, gva, |gpa| self.entry(gpa)) };
+        let mut found = walk(&self.mode, gva, |at| self.entry(machine.gpa(at)?))?;
+        if let Ok(walk) = &mut found {
+            walk.gpa = machine.gpa(walk.gpa)?;
+        }
+        Ok(found)
     }
 
     fn entry(&self, gpa: Gpa) -> FsResult<u64> {

@@ -44,7 +44,7 @@ pub fn of_driver(driver: &dyn Driver) -> String {
     line(&mut text, "registers", Need::Registers.met(driver));
     line(&mut text, "msrs", Need::Msrs.met(driver));
     line(&mut text, "pause", Need::Execution.met(driver));
-    line(&mut text, "step", Need::Execution.met(driver));
+    line(&mut text, "step", Need::Steps.met(driver));
     line(&mut text, "virtual_memory", Need::Registers.met(driver));
     line(&mut text, "views", driver.views().map(drop));
     line(&mut text, "injection", driver.injection().map(drop));

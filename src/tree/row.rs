@@ -17,8 +17,10 @@ pub enum Need {
     Registers,
     /// MSRs by index.
     Msrs,
-    /// Pause, resume and step.
+    /// Pause and resume.
     Execution,
+    /// Steps.
+    Steps,
     /// Registers or execution: something to show of a vCPU.
     Vcpus,
     /// Hardware events.
@@ -50,6 +52,7 @@ impl Need {
             Self::Registers => driver.registers().map(drop),
             Self::Msrs => driver.registers()?.msrs().map(drop),
             Self::Execution => driver.execution().map(drop),
+            Self::Steps => driver.execution()?.steps(),
             Self::Vcpus => driver.registers().map(drop).or_else(|_| driver.execution().map(drop)),
             Self::Events => driver.events().map(drop),
             Self::Slat => offered(driver, EventKind::Slat),

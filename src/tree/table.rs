@@ -61,7 +61,7 @@ pub const TABLE: &[Row] = &[
     ),
     content(
         "vcpu/{vcpu}/ctl",
-        Need::Execution,
+        Need::Steps,
         posted(None, Some(vcpu::step), None),
         "write: step [COUNT], while paused",
     ),

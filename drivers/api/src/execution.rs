@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::{Result, VcpuId};
+use crate::{Missing, Result, VcpuId};
 
 /// Whether the guest runs.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -44,6 +44,14 @@ pub trait Execution: Send + Sync {
     /// # Errors
     /// The VM stays as it was.
     fn force_resume(&self) -> Result<()>;
+
+    /// Whether the VM can be stepped, or why not: [`Execution::step`] then is [`crate::ErrorKind::Unsupported`].
+    ///
+    /// # Errors
+    /// Why not.
+    fn steps(&self) -> std::result::Result<(), Missing> {
+        Ok(())
+    }
 
     /// Executes up to `count` instructions on `vcpu` while all others stand still, and returns how many it
     /// executed: fewer only if `cancel` was raised or the vCPU halted for good. `count` 0 returns 0.

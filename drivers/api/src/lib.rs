@@ -22,6 +22,6 @@ pub use driver::{Check, Driver, Host, Listed, Missing, NoHost};
 pub use error::{Error, ErrorKind, Result};
 pub use execution::{Cancel, Execution, Pause, RunState};
 pub use facts::{Arch, Facts};
-pub use memory::{Block, BlockRef, Memory, MemoryMap, Region, RegionKind, Span};
+pub use memory::{Block, BlockRef, MachineMemory, Memory, MemoryMap, Region, RegionKind, Span};
 pub use registers::{Msrs, Pace, RegDef, RegId, RegOffer, RegShape, RegValue, RegisterSet, Registers};
 pub use source::Source;

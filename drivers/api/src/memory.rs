@@ -167,6 +167,21 @@ pub trait Memory: Send + Sync {
     /// # Errors
     /// As [`Memory::read`].
     fn lend(&self, gpa: Gpa, bytes: usize, take: &mut dyn FnMut(&[u8])) -> Result<bool>;
+
+    /// The way back from the machine's addresses, for a paravirtual guest: its page tables and CR3 hold those. `None` for
+    /// every other guest.
+    fn machine(&self) -> Option<&dyn MachineMemory> {
+        None
+    }
+}
+
+/// Where a paravirtual guest's memory lies in the machine. Such a guest has no EFER to read: it is in long mode.
+pub trait MachineMemory: Send + Sync {
+    /// The guest-physical address of what lies at this address of the machine.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::NotFound`] where the guest has no memory there.
+    fn gpa(&self, machine: Gpa) -> Result<Gpa>;
 }
 
 #[cfg(test)]
