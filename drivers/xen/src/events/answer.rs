@@ -10,7 +10,7 @@ use super::code;
 use super::decode::{merged, violated};
 use super::engine::{Answered, Away, Parked};
 use super::table::{self, Act, Facts, Plan, Stage};
-use super::wire::{Cause, General, Response, flag, reason};
+use super::wire::{Cause, General, Response, flag};
 use crate::error::{is, number};
 use crate::hypervisor::{Ran, Trap};
 use crate::injection;
@@ -80,8 +80,9 @@ impl World {
     /// As [`World::answer`].
     pub fn perform(&mut self, parked: &Parked, verdict: &Verdict) -> Result<()> {
         let facts = self.facts(parked);
-        let plan = table::plan(&parked.request.cause, verdict, facts)?;
+        let mut plan = table::plan(&parked.request.cause, verdict, facts)?;
         self.check(parked, &plan)?;
+        self.fit_emulator(parked, &mut plan)?;
         let length = self.length(parked, &plan)?;
         let vcpu = parked.request.vcpu;
         let mut dirty = parked.dirty;
@@ -136,7 +137,7 @@ impl World {
 
     /// The length of an instruction that the vCPU is to go on behind.
     fn length(&self, parked: &Parked, plan: &Plan) -> Result<u64> {
-        if plan.act != Act::Past {
+        if !matches!(plan.act, Act::Past | Act::Send) {
             return Ok(0);
         }
         match parked.request.cause {
@@ -177,18 +178,12 @@ impl World {
                 response.registers = Some(general);
             }
             Act::Deliver => self.deliver(parked)?,
+            Act::Send => {
+                let general = self.general(parked, dirty)?;
+                self.send(parked, plan.result.unwrap_or(0) as u64, length, general, &mut response)?;
+            }
             Act::Emulate | Act::EmulateDry | Act::EmulateWith(_) => {
-                response.flags |= flag::EMULATE;
-                if plan.act == Act::EmulateDry {
-                    response.flags |= flag::EMULATE_NOWRITE;
-                }
-                if let Act::EmulateWith(data) = plan.act {
-                    response.data = Some(data);
-                }
-                if let Cause::Io { .. } = cause {
-                    // Xen's emulator does what is at RIP, whatever it is, but is not asked for IN and OUT by their own reason.
-                    response.reason = reason::DESCRIPTOR_ACCESS;
-                }
+                self.emulate(parked, plan.act, &mut response);
             }
             Act::Step(stage) => self.step_on(parked, stage, &mut response)?,
         }
@@ -203,7 +198,10 @@ impl World {
     }
 
     /// The general registers that the vCPU has now.
-    fn general(&mut self, parked: &Parked, dirty: bool) -> Result<General> {
+    ///
+    /// # Errors
+    /// Those of Xen.
+    pub fn general(&mut self, parked: &Parked, dirty: bool) -> Result<General> {
         if !dirty {
             return Ok(parked.general);
         }
@@ -267,7 +265,7 @@ impl World {
     }
 
     /// How long a held vCPU has run, once it stands still: it tells of its event before it has stopped.
-    fn stood(&self, vcpu: u32) -> Option<u64> {
+    pub fn stood(&self, vcpu: u32) -> Option<u64> {
         let since = Instant::now();
         loop {
             match self.xen.ran(vcpu) {

@@ -89,6 +89,9 @@ impl World {
         if self.needs_steps() {
             wanted.insert(Intercept::Step);
         }
+        if self.waits_for_out() {
+            wanted.insert(Intercept::Io);
+        }
         let gone: Vec<Intercept> = self.events.set.difference(&wanted).copied().collect();
         let new: Vec<Intercept> = wanted.difference(&self.events.set).copied().collect();
         let change = |world: &mut Self| {

@@ -1,10 +1,12 @@
 //! The instruction at an event, by reading and decoding the guest's code.
 
-use iced_x86::{Decoder, DecoderOptions, Instruction, InstructionInfoFactory, OpAccess};
+use iced_x86::{
+    Decoder, DecoderOptions, Instruction, InstructionInfoFactory, OpAccess, Register, UsedMemory,
+};
 use vmtree_api::x86::walk;
 use vmtree_api::{Gva, ViewId};
 
-use super::wire::Mode;
+use super::wire::{General, Mode};
 use crate::world::World;
 
 /// The longest instruction (Intel SDM volume 2A, 2.3.11).
@@ -36,24 +38,51 @@ pub fn writes(instruction: &Instruction) -> Option<usize> {
         .filter(|size| *size > 0)
 }
 
+/// Whether an instruction does nothing but write memory: then to skip it is to drop what it writes.
+#[must_use]
+pub fn only_writes(instruction: &Instruction) -> bool {
+    let mut factory = InstructionInfoFactory::new();
+    let info = factory.info(instruction);
+    let changes = info.used_registers().iter().any(|register| {
+        !matches!(
+            register.access(),
+            OpAccess::None | OpAccess::NoMemAccess | OpAccess::Read | OpAccess::CondRead
+        )
+    });
+    writes(instruction).is_some()
+        && !changes
+        && instruction.rflags_modified() == 0
+        && instruction.flow_control() == iced_x86::FlowControl::Next
+}
+
+/// The addresses of memory that an instruction reads.
+#[must_use]
+pub fn sources(instruction: &Instruction, mode: &Mode, general: &General) -> Vec<u64> {
+    let mut factory = InstructionInfoFactory::new();
+    let info = factory.info(instruction);
+    let reads = |memory: &&UsedMemory| !matches!(memory.access(), OpAccess::Write | OpAccess::CondWrite);
+    let value = |register: Register, _, _| match register {
+        register if register.is_segment_register() => mode.bases.get(register.number()).copied(),
+        register if register.is_gpr() => {
+            let bits = 8 * register.size();
+            let whole = general.gpr.get(register.number()).copied()?;
+            Some(if bits < 64 { whole & ((1 << bits) - 1) } else { whole })
+        }
+        _ => None,
+    };
+    info.used_memory().iter().filter(reads).filter_map(|memory| memory.virtual_address(0, value)).collect()
+}
+
 impl World {
     /// Reads the guest's memory through a view, at an address of a vCPU; what can't be read ends it.
     pub fn read_virtual(&self, view: ViewId, mode: &Mode, gva: u64, buf: &mut [u8]) -> usize {
-        let physical = |gpa: u64, buf: &mut [u8]| {
-            let at = self.views.frame(view, gpa / PAGE) * PAGE + gpa % PAGE;
-            self.shared.memory.mappings().read(at, buf)
-        };
         let mut done = 0;
         while done < buf.len() {
             let at = gva.wrapping_add(done as u64);
-            let entry = |gpa: vmtree_api::Gpa| {
-                let mut entry = [0; 8];
-                physical(gpa.0, &mut entry).map(|_| u64::from_le_bytes(entry))
-            };
-            let Ok(Ok(found)) = walk(&mode.paging, Gva(at), entry) else { break };
+            let Some(gpa) = self.translate(view, mode, at) else { break };
             let length = ((PAGE - at % PAGE) as usize).min(buf.len() - done);
             let Some(part) = buf.get_mut(done..done + length) else { break };
-            match physical(found.gpa.0, part) {
+            match self.read_physical(view, gpa, part) {
                 Ok(read) => done += read,
                 Err(_) => break,
             }
@@ -61,11 +90,26 @@ impl World {
         done
     }
 
+    fn read_physical(&self, view: ViewId, gpa: u64, buf: &mut [u8]) -> std::io::Result<usize> {
+        let at = self.views.frame(view, gpa / PAGE) * PAGE + gpa % PAGE;
+        self.shared.memory.mappings().read(at, buf)
+    }
+
+    /// Where an address of a vCPU lies in the guest's memory.
+    #[must_use]
+    pub fn translate(&self, view: ViewId, mode: &Mode, gva: u64) -> Option<u64> {
+        let entry = |gpa: vmtree_api::Gpa| {
+            let mut entry = [0; 8];
+            self.read_physical(view, gpa.0, &mut entry).map(|_| u64::from_le_bytes(entry))
+        };
+        walk(&mode.paging, Gva(gva), entry).ok()?.ok().map(|found| found.gpa.0)
+    }
+
     /// The instruction at `rip` of a vCPU.
     #[must_use]
     pub fn instruction(&self, view: ViewId, mode: &Mode, rip: u64) -> Option<Instruction> {
         let mut bytes = [0; LONGEST];
-        let read = self.read_virtual(view, mode, mode.base.wrapping_add(rip), &mut bytes);
+        let read = self.read_virtual(view, mode, mode.code(rip), &mut bytes);
         decode(bytes.get(..read)?, mode.bits, rip)
     }
 }
@@ -89,6 +133,38 @@ mod tests {
         }
         assert_eq!(decode(&[0x0f, 0xa2], 64, 0x1000).unwrap().len(), 2);
         assert!(decode(&[0x06], 64, 0).is_none());
+    }
+
+    #[test]
+    fn what_only_writes_can_be_skipped() {
+        for (code, only) in [
+            (&[0x48, 0x89, 0x07][..], true),
+            (&[0xc6, 0x07, 1], true),
+            // stosb, push, xchg, add, call [rdi], sete, mov rax, [rdi]
+            (&[0xaa], false),
+            (&[0x50], false),
+            (&[0x87, 0x07], false),
+            (&[0x01, 0x07], false),
+            (&[0xff, 0x17], false),
+            (&[0x0f, 0x94, 0x07], true),
+            (&[0x48, 0x8b, 0x07], false),
+        ] {
+            assert_eq!(only_writes(&decode(code, 64, 0).unwrap()), only, "{code:x?}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_those_of_the_operands() {
+        let mode = Mode { bits: 64, bases: [0, 0, 0, 0, 0, 0x10_0000], ..Mode::default() };
+        let mut general = General::default();
+        (general.gpr[6], general.gpr[7]) = (0x1_0000_2000, 0x3000);
+        // outsb, outsb gs:[esi], add [rdi+8], eax
+        for (code, at) in
+            [(&[0x6e][..], 0x1_0000_2000), (&[0x65, 0x67, 0x6e], 0x10_2000), (&[0x01, 0x47, 0x08], 0x3008)]
+        {
+            assert_eq!(sources(&decode(code, 64, 0).unwrap(), &mode, &general), [at]);
+        }
+        assert!(sources(&decode(&[0x88, 0x07], 64, 0).unwrap(), &mode, &general).is_empty());
     }
 
     proptest! {

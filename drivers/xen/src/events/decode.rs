@@ -64,7 +64,7 @@ pub fn event(request: &Request, general: &General, view: ViewId, allowed: Access
             let way = if write { Way::To } else { Way::From };
             (EventKind::Descriptor, Detail::Descriptor { table, way })
         }
-        Cause::Io { port, bytes, input } => {
+        Cause::Io { port, bytes, input, .. } => {
             let [rax, ..] = general.gpr;
             let value = (!input).then_some((rax & low(bytes)) as u32);
             (EventKind::Io, Detail::Io { port, bytes: bytes as u8, value })
@@ -112,7 +112,7 @@ mod tests {
         assert_eq!(walk.detail, detail);
         let breakpoint = of(Cause::Breakpoint { gfn: 5, kind: 6, length: 1 }).unwrap();
         assert_eq!(breakpoint.detail, Detail::Breakpoint { gpa: Some(Gpa(0x5123)), len: 1 });
-        let out = of(Cause::Io { port: 0x80, bytes: 2, input: false }).unwrap();
+        let out = of(Cause::Io { port: 0x80, bytes: 2, input: false, string: false }).unwrap();
         assert_eq!(out.detail, Detail::Io { port: 0x80, bytes: 2, value: Some(0x7788) });
         assert_eq!(of(Cause::Control { index: 3, new: 1, old: 0 }).unwrap().kind, EventKind::Xcr0);
         let table = of(Cause::Descriptor { table: 2, write: false }).unwrap();

@@ -9,6 +9,7 @@ use vmtree_api::{Access, ViewId};
 
 use super::armed::{Armed, Interest, written};
 use super::decode;
+use super::ports::{Asked, Sent};
 use super::queue::{Queue, Raised};
 use super::table;
 use super::wire::{Cause, General, Mode, Request, Response, Slot, flag, reason};
@@ -77,6 +78,10 @@ pub struct Engine {
     pub answered: BTreeMap<u32, Answered>,
     /// Accesses that the emulator was given, should it not be able to do them.
     pub emulated: BTreeMap<u32, (Cause, ViewId)>,
+    /// OUTs with other values, on their way.
+    pub sent: Vec<Sent>,
+    /// INs that a device model may have been asked for.
+    pub asked: BTreeMap<u32, Asked>,
     serial: u64,
 }
 
@@ -119,6 +124,8 @@ impl Engine {
             lift: None,
             answered: BTreeMap::new(),
             emulated: BTreeMap::new(),
+            sent: Vec::new(),
+            asked: BTreeMap::new(),
             serial: 0,
         }
     }
@@ -190,16 +197,20 @@ impl World {
         match request.cause {
             Cause::Step if self.stepped_for_us(request) => return,
             Cause::Unemulated => return self.unemulated(request),
+            Cause::Io { .. } if self.has_come_back(request, slot) => return,
             _ => {}
         }
         let view = self.home(request);
         let general = General::of(slot);
         let event = decode::event(request, &general, view, self.allowed(request, view));
-        let Some(event) = event else {
+        let Some(mut event) = event else {
             log::error!("Xen asks what is no event, and the vCPU goes on: {request:?}");
             self.go_on(request, slot);
             return;
         };
+        if let Cause::Io { string: true, .. } = request.cause {
+            self.read_outs(&mut event, &Mode::of(slot), &general);
+        }
         match self.events.armed.interest(&event) {
             Interest::Hold if request.waits() => self.hold(request, slot, event),
             Interest::None => {

@@ -5,10 +5,14 @@ mod arm;
 mod armed;
 mod code;
 pub mod decode;
+mod emulate;
 pub mod engine;
 pub mod offers;
+mod ports;
 pub mod queue;
 mod settle;
 pub mod source;
 pub mod table;
+#[cfg(test)]
+mod table_tests;
 pub mod wire;

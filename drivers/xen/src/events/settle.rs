@@ -28,6 +28,7 @@ impl World {
         }
         self.settle_views();
         let needed = !self.events.armed.is_empty() || !self.events.held.is_empty() || self.needs_steps();
+        let needed = needed || self.waits_for_out();
         if !self.events.taken || needed || !self.has_settled() {
             return;
         }
@@ -66,6 +67,11 @@ impl World {
     /// Gives the ring back, with what it has yet to do done.
     pub fn give_ring_back(&mut self) {
         const OP: &str = "give the event ring back";
+        let since = Instant::now();
+        while !self.events.sent.is_empty() && since.elapsed() < PATIENCE {
+            self.take_events();
+            thread::sleep(Duration::from_millis(1));
+        }
         let all: Vec<Intercept> = self.events.set.iter().copied().collect();
         for what in all {
             if let Err(error) = self.set_intercept(what, false) {
@@ -82,6 +88,7 @@ impl World {
             world.events.taken = false;
             world.events.holds_writes = false;
             world.do_lost();
+            world.end_outs();
             Ok(())
         });
         match given {

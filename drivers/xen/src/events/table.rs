@@ -8,14 +8,13 @@
 //! | step | after the instruction | - | |
 //! | guest request | in the middle of its hypercall; RIP is past it | - | |
 //! | CPUID | instead of it, with the results in the registers | RIP past it | |
-//! | descriptor, IN, OUT | instead of it | Xen's emulator | RIP past it |
+//! | descriptor, IN, OUT | instead of it | Xen's emulator (`ports` for what that leaves) | RIP past it |
 //! | access to memory | instead of it | one step on a view that allows it, or the emulator | emulated without writes, or #PF |
 
 use vmtree_api::events::{Inject, Verdict};
 use vmtree_api::x86::Reg;
 use vmtree_api::{Error, ErrorKind, RegId, RegValue, Result, ViewId};
 
-use super::decode::low;
 use super::wire::{Cause, control, reason};
 
 const OP: &str = "answer";
@@ -39,6 +38,8 @@ pub enum Act {
     EmulateDry,
     /// The same, and its reads of memory get these bytes.
     EmulateWith([u8; 16]),
+    /// OUT, with another value.
+    Send,
     /// It is carried out on a view, and then the vCPU is back on its own.
     Step(Stage),
 }
@@ -61,7 +62,7 @@ pub struct Plan {
     pub changes: Vec<(RegId, RegValue)>,
     /// An MSR that is set before.
     pub msr: Option<(u32, u64)>,
-    /// The result of CPUID, or of a read of a port.
+    /// The result of CPUID, or of a read of a port; or what is written to one.
     pub result: Option<u128>,
     /// What is put into memory in the place of what the guest writes.
     pub memory: Option<u128>,
@@ -246,16 +247,11 @@ fn replaced(cause: &Cause, value: u128) -> Result<Plan> {
             Ok(Plan { msr: Some((*index, value as u64)), ..Plan::new(Act::Drop) })
         }
         Cause::Cpuid { .. } => Ok(Plan { result: Some(value), ..Plan::new(Act::Past) }),
+        Cause::Io { string: true, .. } => lacks("INS and OUTS take no value: what they move is in memory"),
         Cause::Io { bytes, input, .. } => {
-            if value > u128::from(low(*bytes)) {
-                fits(value, *bytes as usize)?;
-            }
-            if !input {
-                return lacks(
-                    "Xen's emulator writes to a port what RAX has: deny it, or set rax and write anew",
-                );
-            }
-            Ok(Plan { result: Some(value), ..Plan::new(Act::Past) })
+            fits(value, *bytes as usize)?;
+            let act = if *input { Act::Past } else { Act::Send };
+            Ok(Plan { result: Some(value), ..Plan::new(act) })
         }
         Cause::Access { flags, .. } if flags & 4 != 0 => {
             refuse("a fetch takes no value; deny it, inject, set rip or change the view")
@@ -292,97 +288,4 @@ fn inject(cause: &Cause, what: Inject, facts: Facts) -> Plan {
     };
     plan.inject = Some(what);
     plan
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-    use vmtree_api::Gva;
-
-    fn facts(views: bool, moved: bool) -> Facts {
-        Facts { views, moved, writes: true, fetches: false, user: false, view: ViewId(0) }
-    }
-
-    fn causes() -> impl Strategy<Value = Cause> {
-        let number = any::<u64>;
-        prop_oneof![
-            (number(), number(), number(), 1_u32..64).prop_map(|(gfn, offset, gla, flags)| Cause::Access {
-                gfn,
-                offset,
-                gla,
-                flags
-            }),
-            (0_u32..5, number(), number()).prop_map(|(index, new, old)| Cause::Control { index, new, old }),
-            (any::<u32>(), number(), number()).prop_map(|(index, new, old)| Cause::Msr { index, new, old }),
-            Just(Cause::Breakpoint { gfn: 1, kind: 6, length: 1 }),
-            Just(Cause::Step),
-            Just(Cause::GuestRequest),
-            Just(Cause::Cpuid { length: 2, leaf: 7, subleaf: 0 }),
-            (0_u8..6, any::<bool>()).prop_map(|(table, write)| Cause::Descriptor { table, write }),
-            Just(Cause::Unemulated),
-            (any::<u16>(), any::<bool>()).prop_map(|(port, input)| Cause::Io { port, bytes: 1, input }),
-        ]
-    }
-
-    proptest! {
-        #[test]
-        fn going_on_never_fails(cause in causes(), views: bool, moved: bool) {
-            let plan = plan(&cause, &Verdict::Continue, facts(views, moved)).unwrap();
-            prop_assert!(plan.inject.is_none() && plan.changes.is_empty() && plan.view.is_none());
-        }
-
-        #[test]
-        fn where_rip_was_set_nothing_of_the_old_instruction_is_done(cause in causes(), views: bool) {
-            let plan = plan(&cause, &Verdict::Continue, facts(views, true)).unwrap();
-            prop_assert!(matches!(plan.act, Act::Again | Act::Drop | Act::Done));
-            prop_assert!(plan_value(&cause, 0).is_err());
-        }
-
-        #[test]
-        fn any_value_is_taken_or_refused(cause in causes(), value: u128) {
-            let _ = plan(&cause, &Verdict::Value(value), facts(true, false));
-        }
-    }
-
-    fn plan_value(cause: &Cause, value: u128) -> Result<Plan> {
-        plan(cause, &Verdict::Value(value), facts(true, true))
-    }
-
-    #[test]
-    fn what_xen_does_whatever_the_answer_is_put_back() {
-        let xcr0 = Cause::Control { index: control::XCR0, new: 7, old: 3 };
-        let back = (Reg::Xcr0.id(), RegValue::Word(3));
-        let fault = Verdict::Inject(Inject::PageFault { address: Gva(1), error: 2 });
-        for verdict in [Verdict::Deny, fault, Verdict::Set(vec![(Reg::Rip.id(), RegValue::Word(9))])] {
-            let plan = plan(&xcr0, &verdict, facts(true, false)).unwrap();
-            assert_eq!(plan.changes.first(), Some(&back), "{verdict:?}");
-        }
-        let other = plan(&xcr0, &Verdict::Value(1), facts(true, false)).unwrap();
-        assert_eq!(other.changes, [(Reg::Xcr0.id(), RegValue::Word(1))]);
-    }
-
-    #[test]
-    fn walls_fault_where_a_write_would_be_dropped() {
-        let access = Cause::Access { gfn: 5, offset: 0, gla: 0x5000, flags: 1 };
-        let read = Facts { writes: false, user: true, ..facts(true, false) };
-        let denied = plan(&access, &Verdict::Deny, read).unwrap();
-        assert_eq!(denied.inject, Some(Inject::PageFault { address: Gva(0x5000), error: 5 }));
-        let fetch = Facts { writes: false, fetches: true, ..facts(true, false) };
-        let denied = plan(&access, &Verdict::Deny, fetch).unwrap();
-        assert_eq!(denied.inject, Some(Inject::PageFault { address: Gva(0x5000), error: 17 }));
-        assert_eq!(plan(&access, &Verdict::Deny, facts(true, false)).unwrap().act, Act::EmulateDry);
-        assert_eq!(plan(&access, &Verdict::Continue, facts(false, false)).unwrap().act, Act::Emulate);
-    }
-
-    #[test]
-    fn a_step_on_another_view_is_done_where_memory_matters() {
-        let int3 = Cause::Breakpoint { gfn: 1, kind: 6, length: 1 };
-        let step = |view| plan(&int3, &Verdict::Step(view), facts(true, false)).unwrap().act;
-        assert_eq!(step(Some(ViewId(2))), Act::Step(Stage::On(ViewId(2))));
-        assert_eq!((step(None), step(Some(ViewId(0)))), (Act::Deliver, Act::Deliver));
-        let cpuid = Cause::Cpuid { length: 2, leaf: 0, subleaf: 0 };
-        let act = plan(&cpuid, &Verdict::Step(Some(ViewId(2))), facts(true, false)).unwrap().act;
-        assert_eq!(act, Act::Past);
-    }
 }

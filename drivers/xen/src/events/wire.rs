@@ -24,6 +24,7 @@ pub mod flag {
     pub const DENY: u32 = 1 << 6;
     pub const ALTERNATE_P2M: u32 = 1 << 7;
     pub const SET_REGISTERS: u32 = 1 << 8;
+    pub const SET_EMUL_INSN_DATA: u32 = 1 << 9;
     pub const FAST_SINGLESTEP: u32 = 1 << 11;
 }
 
@@ -71,7 +72,7 @@ pub enum Cause {
     Cpuid { length: u32, leaf: u32, subleaf: u32 },
     Descriptor { table: u8, write: bool },
     Unemulated,
-    Io { port: u16, bytes: u32, input: bool },
+    Io { port: u16, bytes: u32, input: bool, string: bool },
 }
 
 /// A request, read.
@@ -100,8 +101,8 @@ pub struct Mode {
     pub paging: PagingMode,
     /// The bits of its code segment: 16, 32 or 64.
     pub bits: u32,
-    /// The base of its code segment.
-    pub base: u64,
+    /// The bases of its segments: ES, CS, SS, DS, FS, GS.
+    pub bases: [u64; 6],
 }
 
 impl Mode {
@@ -117,8 +118,16 @@ impl Mode {
             (false, true) => 32,
             (false, false) => 16,
         };
-        let base = if bits == 64 { 0 } else { u64::from(half(slot, CS_BASE)) };
-        Self { paging, bits, base }
+        let [cs, ss, ds, es] =
+            [0, 4, 8, 12].map(|n| if bits == 64 { 0 } else { u64::from(half(slot, CS_BASE + n)) });
+        Self { paging, bits, bases: [es, cs, ss, ds, word(slot, FS_BASE), word(slot, FS_BASE + 8)] }
+    }
+
+    /// The address of an offset in the code segment.
+    #[must_use]
+    pub fn code(&self, offset: u64) -> u64 {
+        let [_, cs, ..] = self.bases;
+        cs.wrapping_add(offset)
     }
 }
 
@@ -134,7 +143,9 @@ const CR0: usize = 216;
 const CR3: usize = 232;
 const CR4: usize = 240;
 const EFER: usize = 272;
+/// Those of CS, SS, DS and ES.
 const CS_BASE: usize = 320;
+const FS_BASE: usize = 336;
 const CS: usize = 352;
 const CS_SELECTOR: usize = 386;
 /// RAX to RDI and R8 to R15 in Xen's order, RFLAGS, and RIP behind DR6 and DR7.
@@ -221,8 +232,8 @@ fn cause(slot: &Slot, reason: u32) -> Option<Cause> {
         }
         reason::EMUL_UNIMPLEMENTED => Cause::Unemulated,
         reason::IO_INSTRUCTION => {
-            let (port, input) = (half(slot, UNION + 4) as u16, byte(slot, UNION + 6) != 0);
-            Cause::Io { port, bytes: low, input }
+            let (port, bytes) = (half(slot, UNION + 4) as u16, low);
+            Cause::Io { port, bytes, input: byte(slot, UNION + 6) != 0, string: byte(slot, UNION + 7) != 0 }
         }
         _ => return None,
     })
@@ -268,6 +279,8 @@ pub struct Response {
     pub registers: Option<General>,
     /// What a read of the instruction that is emulated gets.
     pub data: Option<[u8; 16]>,
+    /// The instruction that is emulated, in the place of what is at RIP; there can be no registers beside it.
+    pub code: Option<[u8; 16]>,
     /// What the access was, for Xen to see whether it still violates.
     pub access: Option<(u64, u32)>,
     /// Which control register was written.
@@ -312,6 +325,10 @@ impl Response {
             put(&mut slot, DATA, &(data.len() as u32).to_le_bytes());
             put(&mut slot, DATA + 4, &data);
         }
+        if let Some(code) = self.code {
+            flags |= flag::SET_EMUL_INSN_DATA;
+            put(&mut slot, DATA, &code);
+        }
         put(&mut slot, FLAGS, &flags.to_le_bytes());
         slot
     }
@@ -345,7 +362,8 @@ mod tests {
         let cause = Cause::Access { gfn: 7, offset: 0x123, gla: 0xffff_8000_0000_0123, flags: 10 };
         assert_eq!((read.vcpu, read.cause, read.rip, read.waits()), (3, cause, 0x1000, true));
         let io = request(0, reason::IO_INSTRUCTION, &[4, 0, 0, 0, 0x80, 0, 1, 0]);
-        assert_eq!(Request::read(&io).unwrap().cause, Cause::Io { port: 0x80, bytes: 4, input: true });
+        let cause = Cause::Io { port: 0x80, bytes: 4, input: true, string: false };
+        assert_eq!(Request::read(&io).unwrap().cause, cause);
     }
 
     #[test]

@@ -17,6 +17,8 @@ use crate::registers::records::{Records, kind, tests::row};
 pub struct State {
     pub alive: bool,
     pub vcpus: u32,
+    /// What Xen plays (XEN_X86_EMU_*).
+    pub devices: u32,
     pub pauses: i32,
     pub still: Vec<u32>,
     pub stepping: BTreeSet<u32>,
@@ -46,6 +48,10 @@ pub struct State {
     pub stopping: u32,
     /// The process that had the ring was killed.
     pub killed: bool,
+    /// The contexts of a PV domain's vCPUs; none of others.
+    pub contexts: Vec<Vec<u8>>,
+    /// The extended state of all its vCPUs.
+    pub extended: Vec<u8>,
     /// Calls until one fails.
     pub fails_in: Option<u32>,
     rung: bool,
@@ -78,6 +84,7 @@ impl Shared {
         let state = State {
             alive: true,
             vcpus,
+            devices: 1,
             pauses: 0,
             still: Vec::new(),
             stepping: BTreeSet::new(),
@@ -101,6 +108,8 @@ impl Shared {
             ran: BTreeMap::new(),
             stopping: 0,
             killed: false,
+            contexts: Vec::new(),
+            extended: Vec::new(),
             fails_in: None,
             rung: false,
         };
@@ -171,12 +180,12 @@ impl Domain for Fake {
         let state = self.0.state.lock();
         Ok(state.alive.then(|| DomainInfo {
             domid: 3,
-            hvm: true,
+            hvm: state.contexts.is_empty(),
             paused: state.pauses > 0,
             vcpus: state.vcpus,
             pages: 0x100 + state.added.len() as u64,
             max_pages: state.max,
-            devices: 1,
+            devices: state.devices,
             ..DomainInfo::default()
         }))
     }

@@ -1,11 +1,13 @@
 //! The driver over a hypervisor that only exists here.
 
 mod away;
+mod copies;
 mod events;
 mod fake;
 mod fake_slat;
 mod going;
 mod lost;
+mod ports;
 pub mod ram;
 mod slots;
 mod undo;

@@ -1,0 +1,240 @@
+//! IN and OUT, where one answer to Xen is not enough.
+//!
+//! An OUT of another value: Xen's emulator is given an OUT of ours in front of the guest's own, with that value in RAX. So the
+//! vCPU comes to the guest's OUT once more, is stopped there, and goes on behind it with its own RAX.
+//!
+//! An IN that a device model is asked for: Xen's emulator gives up once it has asked, RAX gets the answer, and the vCPU, which is at
+//! the IN still, is stopped there once more, to go on behind it. RF tells that from the next round of a loop: the
+//! emulator clears it with each instruction that it has done.
+
+use std::time::{Duration, Instant};
+
+use vmtree_api::events::{Detail, Event};
+use vmtree_api::x86::Reg;
+use vmtree_api::{Error, ErrorKind, RegValue, Result};
+
+use super::code;
+use super::decode::low;
+use super::engine::{Answered, Parked};
+use super::wire::{Cause, General, Mode, Request, Response, Slot, flag, reason};
+use crate::registers::convert;
+use crate::world::World;
+
+const OP: &str = "answer";
+/// How long an OUT may take to come back; meanwhile the guest may take interrupts.
+const BACK: Duration = Duration::from_secs(1);
+/// RFLAGS.RF.
+const RESUME: u64 = 1 << 16;
+
+/// An OUT with another value, until the vCPU has its own RAX again.
+#[derive(Clone, Copy, Debug)]
+pub struct Sent {
+    vcpu: u32,
+    since: Instant,
+    /// The guest's own instruction, and the one behind it.
+    at: u64,
+    past: u64,
+    /// What tells it from others: the address space, the stack, the port, RAX with the value.
+    cr3: u64,
+    rsp: u64,
+    port: u16,
+    value: u64,
+    /// RAX as it was.
+    rax: u64,
+}
+
+/// An IN that Xen's emulator was given, and where the vCPU goes on.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked {
+    at: u64,
+    past: u64,
+    port: u16,
+}
+
+/// An OUT of so many bytes to this port in code of so many bits; and its length.
+fn out(port: u16, bytes: u32, bits: u32) -> ([u8; 16], u64) {
+    let wide = u8::from(bytes > 1);
+    let prefix = (bytes == 2 && bits != 16 || bytes == 4 && bits == 16).then_some(0x66);
+    let (opcode, immediate) =
+        if port <= 0xff { (0xe6 | wide, Some(port as u8)) } else { (0xee | wide, None) };
+    let mut code = [0x90; 16];
+    let instruction = prefix.into_iter().chain([opcode]).chain(immediate);
+    let mut length = 0;
+    for (byte, place) in instruction.zip(&mut code) {
+        *place = byte;
+        length += 1;
+    }
+    (code, length)
+}
+
+impl World {
+    /// Has an OUT carry another value.
+    ///
+    /// # Errors
+    /// Nothing is changed.
+    pub fn send(
+        &mut self,
+        parked: &Parked,
+        value: u64,
+        length: u64,
+        general: General,
+        response: &mut Response,
+    ) -> Result<()> {
+        let Cause::Io { port, bytes, .. } = parked.request.cause else { return Ok(()) };
+        let ([rax, _, rdx, ..], [_, _, _, _, rsp, ..]) = (general.gpr, general.gpr);
+        if port > 0xff && rdx as u16 != port {
+            let why = "RDX was set meanwhile, which has the port: set rax and rip as well, or continue";
+            return Err(Error::new(ErrorKind::Invalid, OP, why));
+        }
+        let (vcpu, at) = (parked.request.vcpu, parked.request.rip);
+        let (code, ours) = out(port, bytes, parked.mode.bits);
+        let value = rax & !low(bytes) | value & low(bytes);
+        let narrow = if parked.mode.bits == 64 { u64::MAX } else { 0xffff_ffff };
+        let before = at.wrapping_sub(ours) & narrow;
+        let word = |reg: Reg, value| (reg.id(), RegValue::Word(value));
+        self.put_registers(OP, vcpu, &[word(Reg::Rax, value), word(Reg::Rip, before)])?;
+        response.flags |= flag::EMULATE;
+        // The one reason for which Xen takes the instruction from us.
+        response.reason = reason::SOFTWARE_BREAKPOINT;
+        response.code = Some(code);
+        let (since, past, cr3) = (Instant::now(), at.wrapping_add(length) & narrow, parked.request.cr3);
+        self.events.sent.push(Sent { vcpu, since, at, past, cr3, rsp, port, value, rax });
+        Ok(())
+    }
+
+    /// Has Xen's emulator do an IN, and keeps in mind where it ends, should a device model be asked.
+    pub fn ask_model(&mut self, parked: &Parked, response: &mut Response) {
+        let Cause::Io { port, input: true, string: false, .. } = parked.request.cause else { return };
+        let (vcpu, at) = (parked.request.vcpu, parked.request.rip);
+        self.events.asked.remove(&vcpu);
+        // Domains without devices of their own have no device model; and an instruction of ours takes the registers' place.
+        if self.info.devices & !1 == 0 || response.code.is_some() {
+            return;
+        }
+        let Some(instruction) = self.instruction(parked.event.view, &parked.mode, at) else { return };
+        let Ok(mut general) = self.general(parked, parked.dirty) else { return };
+        general.rflags |= RESUME;
+        response.registers = Some(general);
+        self.events.asked.insert(vcpu, Asked { at, past: instruction.next_ip(), port });
+    }
+
+    /// Whether a vCPU has come back to an IN or OUT that it has done; it then goes on behind it.
+    pub fn has_come_back(&mut self, request: &Request, slot: &Slot) -> bool {
+        let Cause::Io { port, input, .. } = request.cause else { return false };
+        let mut general = General::of(slot);
+        let [rax, _, _, _, rsp, ..] = general.gpr;
+        if input {
+            let asked = self.events.asked.remove(&request.vcpu);
+            let here = |asked: &Asked| asked.at == request.rip && asked.port == port;
+            let Some(asked) = asked.filter(|asked| here(asked) && general.rflags & RESUME != 0) else {
+                return false;
+            };
+            (general.rip, general.rflags) = (asked.past, general.rflags & !RESUME);
+        } else {
+            let place = self.events.sent.iter().position(|sent| {
+                (sent.at, sent.cr3, sent.rsp, sent.port, sent.value)
+                    == (request.rip, request.cr3, rsp, port, rax)
+            });
+            let Some(place) = place else { return false };
+            let sent = self.events.sent.remove(place);
+            general.rip = sent.past;
+            let [rax, ..] = &mut general.gpr;
+            *rax = sent.rax;
+        }
+        let vcpu = request.vcpu;
+        let (ran, registers) = (self.stood(vcpu), Some(general));
+        self.events.answered.insert(vcpu, Answered { at: Instant::now(), ran, registers, write: None });
+        let flags = request.flags & flag::VCPU_PAUSED;
+        self.respond(Response {
+            flags,
+            vcpu,
+            reason: reason::IO_INSTRUCTION,
+            registers,
+            ..Response::default()
+        });
+        true
+    }
+
+    /// Whether an OUT is on its way for which Xen must tell of IN and OUT.
+    pub fn waits_for_out(&mut self) -> bool {
+        if self.pauses == 0 {
+            self.events.sent.retain(|sent| {
+                let late = sent.since.elapsed() > BACK;
+                if late {
+                    log::error!("vCPU {} did not come back to its OUT at {:#x}", sent.vcpu, sent.at);
+                }
+                !late
+            });
+        }
+        !self.events.sent.is_empty()
+    }
+
+    /// Gives vCPUs their RAX back that have not come back to their OUT; the domain stands still.
+    pub fn end_outs(&mut self) {
+        for sent in std::mem::take(&mut self.events.sent) {
+            if let Err(error) = self.end_out(&sent) {
+                log::error!("RAX of vCPU {} is lost: {error}", sent.vcpu);
+            }
+        }
+    }
+
+    fn end_out(&mut self, sent: &Sent) -> Result<()> {
+        let Sent { vcpu, at, past, rsp, value, rax, .. } = *sent;
+        let regs = convert::all(&self.cpu_record(OP, vcpu)?, vcpu);
+        let ([rax_now, ..], [_, _, _, _, rsp_now, ..]) = (regs.gpr, regs.gpr);
+        let ours = at.wrapping_sub(regs.rip);
+        let rip = match ours {
+            _ if (rax_now, rsp_now) != (value, rsp) => None,
+            0 => Some(past),
+            // Xen has not begun.
+            1..=3 => Some(at),
+            _ => None,
+        };
+        let Some(rip) = rip else {
+            return Err(Error::new(ErrorKind::Stale, OP, "it has gone elsewhere"));
+        };
+        if rip == at {
+            log::error!("the OUT of vCPU {vcpu} at {at:#x} has the guest's own value after all");
+        }
+        let word = |reg: Reg, value| (reg.id(), RegValue::Word(value));
+        self.put_registers(OP, vcpu, &[word(Reg::Rax, rax), word(Reg::Rip, rip)])
+    }
+
+    /// What OUTS writes is in memory.
+    pub fn read_outs(&self, event: &mut Event, mode: &Mode, general: &General) {
+        let Detail::Io { bytes, value: Some(value), .. } = &mut event.detail else { return };
+        let Some(instruction) = self.instruction(event.view, mode, event.rip) else { return };
+        let Some(at) = code::sources(&instruction, mode, general).first().copied() else { return };
+        let mut buf = [0; 4];
+        let wanted = buf.get_mut(..usize::from(*bytes)).unwrap_or_default();
+        self.read_virtual(event.view, mode, at, wanted);
+        *value = u32::from_le_bytes(buf);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_out_of_ours_is_one_of_the_same_size_and_port() {
+        for (port, bytes, bits) in [
+            (0x80, 1, 64),
+            (0x80, 2, 64),
+            (0x80, 4, 64),
+            (0x3f8, 1, 32),
+            (0x3f8, 2, 32),
+            (0x3f8, 4, 16),
+            (1, 2, 16),
+        ] {
+            let (bytes_of, length) = out(port, bytes, bits);
+            let instruction = code::decode(&bytes_of, bits, 0).unwrap();
+            assert_eq!(instruction.len() as u64, length);
+            let text = format!("{:?}", instruction.code());
+            let size = ["AL", "AX", "EAX"][bytes.trailing_zeros() as usize];
+            let wanted = if port > 0xff { format!("Out_DX_{size}") } else { format!("Out_imm8_{size}") };
+            assert_eq!(text, wanted);
+            assert!(port > 0xff || u16::from(instruction.immediate8()) == port);
+        }
+    }
+}
