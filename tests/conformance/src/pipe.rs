@@ -119,6 +119,20 @@ impl Pipe {
         self.ready.pop_front().ok_or_else(|| format!("{}: no record in {:?}", self.name, self.patience))
     }
 
+    /// All records up to the first that is looked for.
+    pub fn until(&mut self, wanted: impl Fn(&Record) -> Result<bool, String>) -> Result<Vec<Record>, String> {
+        let (mut records, begun) = (Vec::new(), Instant::now());
+        loop {
+            let record = self.next()?;
+            let found = wanted(&record)?;
+            records.push(record);
+            if found {
+                return Ok(records);
+            }
+            ensure!(begun.elapsed() < self.patience, "{}: none of {} in time", self.name, records.len());
+        }
+    }
+
     /// So many records, and no more than they.
     pub fn exactly(&mut self, count: usize) -> Result<Vec<Record>, String> {
         let records = (0..count).map(|_| self.next()).collect::<Result<Vec<_>, _>>()?;

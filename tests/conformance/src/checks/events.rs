@@ -1,7 +1,5 @@
 //! Events, watched: what a record says, and which file it comes to.
 
-use std::time::Instant;
-
 use vmtree_guest::Outcome;
 use vmtree_guest::mailbox::Counter;
 
@@ -172,7 +170,7 @@ fn all(vm: &Vm) -> Checked {
     for act in &acts {
         perform(vm, act)?;
         // Before the next one: where every instruction is a record, much would wait in the file.
-        records.extend(until_told(vm, act, &mut pipe)?);
+        records.extend(until_told(act, &mut pipe)?);
     }
     drop(pipe);
     acts.iter().rev().try_for_each(|act| vm.restore(act))?;
@@ -187,14 +185,13 @@ fn all(vm: &Vm) -> Checked {
 }
 
 /// Reads until all records of an act have come, with all that come before.
-fn until_told(vm: &Vm, act: &Act, pipe: &mut Pipe) -> Result<Vec<Record>, String> {
-    let (mut records, mut found, begun) = (Vec::new(), 0, Instant::now());
-    while found < act.records.len() {
-        let record = pipe.next().map_err(|why| format!("{found} records of {}: {why}", act.name()))?;
-        let of_act = record.has(&[("kind", act.kind.to_owned())]) && record.get("rip")? == act.rip;
-        found += usize::from(of_act);
-        records.push(record);
-        ensure!(begun.elapsed() < vm.patience, "{found} records of {} in events/all", act.name());
+fn until_told(act: &Act, pipe: &mut Pipe) -> Result<Vec<Record>, String> {
+    let of_act =
+        |record: &Record| Ok(record.has(&[("kind", act.kind.to_owned())]) && record.get("rip")? == act.rip);
+    let mut records = Vec::new();
+    for nth in 0..act.records.len() {
+        let more = pipe.until(of_act).map_err(|why| format!("{nth} records of {}: {why}", act.name()))?;
+        records.extend(more);
     }
     Ok(records)
 }
