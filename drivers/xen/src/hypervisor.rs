@@ -30,6 +30,8 @@ pub struct DomainInfo {
     pub max_pages: u64,
     /// Which devices Xen plays for it (XEN_X86_EMU_*).
     pub devices: u32,
+    /// The frame of the page that it shares with Xen; the machine's frame of a PV domain.
+    pub shared_info: u64,
 }
 
 /// How far a vCPU has come.
@@ -160,8 +162,8 @@ pub trait Probe {
 pub trait Slat {
     /// Turns alternate views on, or off, which drops all.
     fn set_views(&self, on: bool) -> Result<()>;
-    /// A view with all rights; EINVAL where there is none left.
-    fn create(&self) -> Result<u16>;
+    /// A view with these rights (XENMEM_access_*) on all frames; EINVAL where there is none left.
+    fn create(&self, access: u8) -> Result<u16>;
     /// Removes one; EBUSY while a vCPU is on it.
     fn destroy(&self, view: u16) -> Result<()>;
     /// Puts all vCPUs on one.
@@ -184,25 +186,54 @@ pub trait Pages {
     fn highest(&self) -> Result<u64>;
 }
 
-/// All of Xen that one domain needs.
-pub trait Hypervisor: Domain + Context + Monitor + Probe + Slat + Pages {}
+/// The state of a paravirtual domain's vCPUs.
+pub trait Paravirtual {
+    /// The bytes of a word of the guest: 8, or 4.
+    fn width(&self) -> Result<u32>;
+    /// A vCPU's context (public/arch-x86/xen.h, struct vcpu_guest_context); ENODATA where the guest has not started it.
+    fn context(&self, vcpu: u32) -> Result<Vec<u8>>;
+    /// Puts a context in place. What it has of the extended state is the part of SSE, and Xen resets all else.
+    fn set_context(&self, vcpu: u32, context: &[u8]) -> Result<()>;
+    /// A vCPU's extended state; empty where the machine has none.
+    fn extended(&self, vcpu: u32) -> Result<Vec<u8>>;
+    /// Puts that in place.
+    fn set_extended(&self, vcpu: u32, state: &[u8]) -> Result<()>;
+}
 
-impl<T: Domain + Context + Monitor + Probe + Slat + Pages> Hypervisor for T {}
+/// All of Xen that one domain needs.
+pub trait Hypervisor: Domain + Context + Monitor + Probe + Slat + Pages + Paravirtual {}
+
+impl<T: Domain + Context + Monitor + Probe + Slat + Pages + Paravirtual> Hypervisor for T {}
+
+/// Xen's table of the machine's frames: which one each is of its domain's (machine-to-physical); used by any thread.
+pub trait MachineTable: Send + Sync {
+    /// What the table says, which a paravirtual domain writes of its own frames.
+    fn own(&self, machine: u64) -> Result<u64>;
+}
 
 /// Frames mapped into this process; dropped, they are unmapped.
 pub trait Mapped: Send + Sync {
     /// Copies from a page of the mapping.
     fn read(&self, page: usize, offset: usize, buf: &mut [u8]);
-    /// Copies into a page of the mapping.
+    /// Copies into a page of a mapping that can be written.
     fn write(&self, page: usize, offset: usize, data: &[u8]);
+    /// Whether a PV guest has other memory at a page's frame by now. Of other guests that can't be seen.
+    fn moved(&self, page: usize) -> bool;
+    /// The machine's frame of a page, where the guest itself says it.
+    fn machine(&self, page: usize) -> Option<u64>;
 }
 
 /// The way to the domain's memory; used by any thread.
 pub trait Frames: Send + Sync {
-    /// Maps frames side by side, and tells of each whether it is there.
+    /// Maps frames side by side, and tells of each whether it is there. Those of a PV domain can be read alone: a page that
+    /// anybody has mapped to write can't become a page table, which the guest does not expect.
     fn map(&self, frames: &[u64]) -> Result<(Box<dyn Mapped>, Vec<bool>)>;
-    /// Of each frame from `first` on whether memory is there.
-    fn present(&self, first: u64, there: &mut [bool]) -> Result<()>;
+    /// The same to be written; of a PV domain while it stands still. Its page tables and descriptor tables are not there then.
+    fn map_to_write(&self, frames: &[u64]) -> Result<(Box<dyn Mapped>, Vec<bool>)>;
+    /// Of each of the frames whether memory is there.
+    fn present(&self, frames: &[u64], there: &mut [bool]) -> Result<()>;
     /// Whether the domain is there, and is not being destroyed.
     fn alive(&self) -> bool;
+    /// How many frames a PV guest says it has, `None` of others; EBUSY where it has not said it yet.
+    fn told(&self) -> Result<Option<u64>>;
 }

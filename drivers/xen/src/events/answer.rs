@@ -167,6 +167,7 @@ impl World {
             response.control = Some(index);
         }
         match plan.act {
+            Act::Done if cause == Cause::Step && plan.is_plain() => self.open_window(parked, &mut response),
             Act::Done | Act::Again => {}
             Act::Drop => response.flags |= flag::DENY,
             Act::Past => {

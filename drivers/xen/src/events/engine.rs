@@ -12,6 +12,7 @@ use super::decode;
 use super::ports::{Asked, Sent};
 use super::queue::{Queue, Raised};
 use super::table;
+use super::window::Windows;
 use super::wire::{Cause, General, Mode, Request, Response, Slot, flag, reason};
 use crate::hypervisor::Intercept;
 use crate::step::Walk;
@@ -70,6 +71,8 @@ pub struct Engine {
     pub held: BTreeMap<u32, Parked>,
     /// vCPUs that do one instruction on another of Xen's views.
     pub away: BTreeMap<u32, Away>,
+    /// vCPUs that take their interrupts between two steps.
+    pub windows: Windows,
     /// A vCPU that steps while the others stand still.
     pub walk: Option<Walk>,
     /// An access of which the frame's rights are lifted for one instruction.
@@ -120,6 +123,7 @@ impl Engine {
             stepped: BTreeSet::new(),
             held: BTreeMap::new(),
             away: BTreeMap::new(),
+            windows: Windows::default(),
             walk: None,
             lift: None,
             answered: BTreeMap::new(),
@@ -194,6 +198,7 @@ impl World {
             // The emulator could do it.
             self.events.emulated.remove(&vcpu);
         }
+        let Some(request) = &self.close_window(request) else { return };
         match request.cause {
             Cause::Step if self.stepped_for_us(request) => return,
             Cause::Unemulated => return self.unemulated(request),

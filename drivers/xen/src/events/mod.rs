@@ -15,4 +15,5 @@ pub mod source;
 pub mod table;
 #[cfg(test)]
 mod table_tests;
+pub mod window;
 pub mod wire;

@@ -26,9 +26,10 @@ impl World {
         if self.events.lift.is_some_and(|lift| lift.since.elapsed() > LIFTED) {
             self.finish_lift();
         }
+        self.settle_windows();
         self.settle_views();
         let needed = !self.events.armed.is_empty() || !self.events.held.is_empty() || self.needs_steps();
-        let needed = needed || self.waits_for_out();
+        let needed = needed || self.events.windows.any() || self.waits_for_out();
         if !self.events.taken || needed || !self.has_settled() {
             return;
         }
@@ -68,7 +69,7 @@ impl World {
     pub fn give_ring_back(&mut self) {
         const OP: &str = "give the event ring back";
         let since = Instant::now();
-        while !self.events.sent.is_empty() && since.elapsed() < PATIENCE {
+        while (self.events.windows.any() || !self.events.sent.is_empty()) && since.elapsed() < PATIENCE {
             self.take_events();
             thread::sleep(Duration::from_millis(1));
         }

@@ -77,6 +77,12 @@ impl Plan {
         let (changes, msr, result, memory, inject, view) = (Vec::new(), None, None, None, None, None);
         Self { act, changes, msr, result, memory, inject, view }
     }
+
+    /// Whether the vCPU goes on as it would have by itself.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        *self == Self::new(self.act)
+    }
 }
 
 /// What the table needs to know beside the cause.

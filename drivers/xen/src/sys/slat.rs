@@ -53,9 +53,9 @@ impl Slat for Xen {
         done(unsafe { c::xc_altp2m_set_domain_state(self.handle.raw(), self.domid, on) }).map(drop)
     }
 
-    fn create(&self) -> Result<u16> {
+    fn create(&self, access: u8) -> Result<u16> {
         let mut view = u16::MAX;
-        let (at, access) = (&raw mut view, xenmem_access_t::XENMEM_access_rwx);
+        let (at, access) = (&raw mut view, rights(access));
         // SAFETY: the number has room.
         done(unsafe { c::xc_altp2m_create_view(self.handle.raw(), self.domid, access, at) }).map(|_| view)
     }

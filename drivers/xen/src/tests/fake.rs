@@ -35,6 +35,8 @@ pub struct State {
     pub records: Vec<u8>,
     pub views: bool,
     pub made: BTreeSet<u16>,
+    /// The rights that each view has on frames by default.
+    pub default: BTreeMap<u16, u8>,
     pub on: u16,
     pub access: BTreeMap<(u16, u64), u8>,
     pub shown: BTreeMap<(u16, u64), u64>,
@@ -54,6 +56,8 @@ pub struct State {
     pub extended: Vec<u8>,
     /// Calls until one fails.
     pub fails_in: Option<u32>,
+    /// Calls that undo something, or only ask, fail too.
+    pub strict: bool,
     rung: bool,
 }
 
@@ -99,6 +103,7 @@ impl Shared {
             records: row(&records),
             views: false,
             made: BTreeSet::from([0]),
+            default: BTreeMap::new(),
             on: 0,
             access: BTreeMap::new(),
             shown: BTreeMap::new(),
@@ -111,6 +116,7 @@ impl Shared {
             contexts: Vec::new(),
             extended: Vec::new(),
             fails_in: None,
+            strict: false,
             rung: false,
         };
         Arc::new(Self { state: Mutex::new(state), changed: Condvar::new() })
@@ -173,11 +179,22 @@ impl Fake {
         }
         Ok(state)
     }
+
+    /// A call that undoes something, or only asks.
+    pub fn undo(&self) -> Result<parking_lot::MutexGuard<'_, State>> {
+        let state = self.0.state.lock();
+        let strict = state.strict;
+        if strict {
+            drop(state);
+            return self.call();
+        }
+        Ok(state)
+    }
 }
 
 impl Domain for Fake {
     fn info(&self) -> Result<Option<DomainInfo>> {
-        let state = self.0.state.lock();
+        let state = self.undo()?;
         Ok(state.alive.then(|| DomainInfo {
             domid: 3,
             hvm: state.contexts.is_empty(),
@@ -196,7 +213,7 @@ impl Domain for Fake {
     }
 
     fn unpause(&self) -> Result<()> {
-        let mut state = self.0.state.lock();
+        let mut state = self.undo()?;
         if state.pauses == 0 {
             return errno(EINVAL);
         }
@@ -214,7 +231,7 @@ impl Domain for Fake {
     }
 
     fn unpause_vcpu(&self, vcpu: u32) -> Result<()> {
-        let mut state = self.0.state.lock();
+        let mut state = self.undo()?;
         if state.pauses == 0 {
             return errno(EBUSY);
         }
@@ -223,7 +240,7 @@ impl Domain for Fake {
     }
 
     fn single_step(&self, vcpu: u32, on: bool) -> Result<()> {
-        let mut state = self.0.state.lock();
+        let mut state = self.undo()?;
         if on {
             state.stepping.insert(vcpu)
         } else {
@@ -233,7 +250,7 @@ impl Domain for Fake {
     }
 
     fn ran(&self, vcpu: u32) -> Result<Ran> {
-        let mut state = self.0.state.lock();
+        let mut state = self.undo()?;
         if state.stopping > 0 {
             state.stopping -= 1;
             *state.ran.entry(vcpu).or_default() += 1;
@@ -310,7 +327,7 @@ impl Monitor for Fake {
     }
 
     fn give_back(&mut self) -> Result<()> {
-        let mut state = self.0.state.lock();
+        let mut state = self.undo()?;
         if !state.ring && !state.busy {
             return errno(EINVAL);
         }
@@ -322,14 +339,14 @@ impl Monitor for Fake {
     }
 
     fn set(&self, what: Intercept, on: bool) -> Result<()> {
-        let mut state = if on { self.call()? } else { self.0.state.lock() };
+        let mut state = if on { self.call()? } else { self.undo()? };
         assert!(state.ring, "{what:?} without a ring");
         let changed = if on { state.set.insert(what) } else { state.set.remove(&what) };
         if changed { Ok(()) } else { errno(EEXIST) }
     }
 
     fn request(&mut self) -> Result<Option<Slot>> {
-        let mut state = self.0.state.lock();
+        let mut state = self.undo()?;
         let flood = state.flood.filter(|_| !state.set.is_empty());
         let request = state.requests.pop_front().or(flood);
         state.waiting += usize::from(request.is_some());
@@ -337,10 +354,15 @@ impl Monitor for Fake {
     }
 
     fn respond(&mut self, response: &Slot) -> Result<()> {
-        let mut state = self.0.state.lock();
+        let mut state = self.undo()?;
         assert!(state.ring, "an answer without a ring");
         state.responses.push(*response);
         state.waiting = state.waiting.saturating_sub(1);
+        let vcpu = u32::from_le_bytes([response[12], response[13], response[14], response[15]]);
+        if state.strict && state.pauses == 0 {
+            // It goes on at once.
+            *state.ran.entry(vcpu).or_default() += 1;
+        }
         self.0.changed.notify_all();
         Ok(())
     }

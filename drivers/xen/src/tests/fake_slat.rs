@@ -29,19 +29,20 @@ impl Probe for Fake {
 
 impl Slat for Fake {
     fn set_views(&self, on: bool) -> Result<()> {
-        let mut state = if on { self.call()? } else { self.0.state.lock() };
+        let mut state = if on { self.call()? } else { self.undo()? };
         state.views = on;
         state.made = BTreeSet::from([0]);
         (state.access, state.shown, state.on) = (BTreeMap::new(), BTreeMap::new(), 0);
         Ok(())
     }
 
-    fn create(&self) -> Result<u16> {
+    fn create(&self, access: u8) -> Result<u16> {
         let mut state = self.call()?;
         assert!(state.views);
         let free = (1..10).find(|view| !state.made.contains(view));
         let Some(view) = free else { return errno(EINVAL) };
         state.made.insert(view);
+        state.default.insert(view, access);
         Ok(view)
     }
 
@@ -64,7 +65,7 @@ impl Slat for Fake {
     }
 
     fn set_access(&self, view: u16, frames: Range<u64>, access: u8) -> Result<()> {
-        let mut state = if access == 7 { self.0.state.lock() } else { self.call()? };
+        let mut state = if access == 7 { self.undo()? } else { self.call()? };
         assert!(state.made.contains(&view), "no view {view}");
         for frame in frames {
             state.access.insert((view, frame), access);
@@ -92,13 +93,13 @@ impl Pages for Fake {
     }
 
     fn remove(&self, frames: &[u64]) -> Result<()> {
-        let mut state = self.0.state.lock();
+        let mut state = self.undo()?;
         frames.iter().for_each(|frame| assert!(state.added.remove(frame)));
         Ok(())
     }
 
     fn set_max(&self, pages: u64) -> Result<()> {
-        self.0.state.lock().max = pages;
+        self.undo()?.max = pages;
         Ok(())
     }
 

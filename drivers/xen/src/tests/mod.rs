@@ -4,12 +4,15 @@ mod away;
 mod copies;
 mod events;
 mod fake;
+mod fake_pv;
 mod fake_slat;
+mod faults;
 mod going;
 mod lost;
 mod ports;
 pub mod ram;
 mod slots;
 mod undo;
+mod window;
 
 pub use ram::Ram;

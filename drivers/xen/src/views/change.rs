@@ -27,9 +27,13 @@ impl World {
         Ok(())
     }
 
-    fn new_view(&mut self, op: &'static str) -> Result<u16> {
+    /// Has Xen make a view, with these rights on all frames.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoSpace`] where there is none left.
+    pub fn new_view(&mut self, op: &'static str, access: u8) -> Result<u16> {
         self.need_views(op)?;
-        self.xen.create().map_err(|error| {
+        self.xen.create(access).map_err(|error| {
             if is(&error, number::EINVAL) || is(&error, number::ENOSPC) || is(&error, number::ENOMEM) {
                 let why = "Xen has no more views: at most 10, one of them its own, one for rules on view 0, and one more \
                            for each view with both rules and other frames; remove one";
@@ -44,7 +48,7 @@ impl World {
     /// # Errors
     /// As [`vmtree_api::views::Views::create`].
     pub fn create_view(&mut self) -> Result<ViewId> {
-        let xen = self.new_view("create view")?;
+        let xen = self.new_view("create view", ALL)?;
         let number = self.views.free_number();
         self.views.views.insert(number, View { xen, ..View::default() });
         Ok(ViewId(number))
@@ -176,7 +180,7 @@ impl World {
         if !now.needs_open() || now.open.is_some() {
             return Ok(());
         }
-        let open = self.new_view(op)?;
+        let open = self.new_view(op, ALL)?;
         for (frame, shown) in &now.shown {
             if let Err(error) = self.xen.change(open, *frame, Some(shown.frame())) {
                 let error = self.refused(op, "Xen does not change what a view shows", error);
@@ -240,7 +244,7 @@ impl World {
         }
         let base = view.0 == 0 && self.views.can;
         if base && now.xen == 0 {
-            let xen = self.new_view(OP)?;
+            let xen = self.new_view(OP, ALL)?;
             self.entry(view, |view| view.xen = xen);
         }
         self.note_rights(&rights)?;
@@ -300,7 +304,8 @@ impl World {
 
     /// Where a vCPU is, or will be at its next instruction.
     fn target(&self, vcpu: u32) -> u16 {
-        let at = self.views.at.get(vcpu as usize).copied().unwrap_or(0);
+        let window = self.events.windows.home(vcpu).map(|home| self.views.xen(home));
+        let at = window.or_else(|| self.views.at.get(vcpu as usize).copied()).unwrap_or(0);
         self.views.pending.get(&vcpu).copied().unwrap_or(at)
     }
 
@@ -332,20 +337,30 @@ impl World {
         if let Some(first) = targets.first()
             && targets.iter().all(|target| target == first)
         {
-            if let Err(error) = self.xen.switch(*first) {
-                return Err(self.refused(op, "Xen does not switch the view", error));
-            }
-            self.views.at.fill(*first);
-            self.views.pending.clear();
-        } else {
-            for (vcpu, target) in (0..).zip(targets) {
-                if self.views.at.get(vcpu as usize) == Some(target) {
-                    self.views.pending.remove(&vcpu);
-                } else {
-                    self.views.pending.insert(vcpu, *target);
-                }
+            return self.place_all(op, *first);
+        }
+        for (vcpu, target) in (0..).zip(targets) {
+            if self.views.at.get(vcpu as usize) == Some(target) {
+                self.views.pending.remove(&vcpu);
+            } else {
+                self.views.pending.insert(vcpu, *target);
             }
         }
         self.sync_steps(op)
+    }
+
+    fn place_all(&mut self, op: &'static str, view: u16) -> Result<()> {
+        let place = |world: &mut Self| {
+            if let Err(error) = world.xen.switch(view) {
+                return Err(world.refused(op, "Xen does not switch the view", error));
+            }
+            world.views.at.fill(view);
+            world.views.pending.clear();
+            // Those are stepped again.
+            world.events.windows.clear();
+            world.sync_steps(op)
+        };
+        // Nobody may run on without a step in between.
+        if self.events.windows.any() { self.paused(op, place) } else { place(self) }
     }
 }

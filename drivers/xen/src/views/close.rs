@@ -3,6 +3,7 @@
 use vmtree_api::ViewId;
 
 use super::book::View;
+use crate::events::window::Windows;
 use crate::world::{World, note};
 
 impl World {
@@ -10,7 +11,8 @@ impl World {
     pub fn settle_views(&mut self) {
         let unused = self.views.views.len() == 1
             && self.views.views.values().all(|view| view.xen == 0)
-            && self.views.pending.is_empty();
+            && self.views.pending.is_empty()
+            && !self.events.windows.has_view();
         if !self.views.on || !unused || !self.events.held.is_empty() {
             return;
         }
@@ -56,6 +58,8 @@ impl World {
             self.views.views.retain(|number, _| *number == 0);
             self.entry(ViewId(0), |view| *view = View::default());
             self.views.pending.clear();
+            self.settle_windows();
+            self.events.windows = Windows::default();
             self.settle_views();
         }
     }

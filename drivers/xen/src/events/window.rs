@@ -1,0 +1,145 @@
+//! Instants at which a stepped vCPU takes its interrupts.
+//!
+//! Xen injects nothing into a vCPU that it steps (vmx_intr_assist, xen/arch/x86/hvm/vmx/intr.c). So now and then one that is stepped
+//! for somebody goes on without a step, but on a view on which nothing can be executed: it takes what is pending, and stops at the
+//! next instruction before that is executed. Where nothing was pending, that is the one it stood at.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use vmtree_api::ViewId;
+
+use super::engine::{Away, Parked};
+use super::wire::{Cause, Request, Response, flag, reason};
+use crate::views::rules::ALL;
+use crate::world::World;
+
+const OP: &str = "watch";
+/// How long a stepped vCPU may go without its interrupts.
+const EVERY: Duration = Duration::from_millis(2);
+/// The rights of the view on which nothing is executed.
+const NO_FETCH: u8 = ALL & !4;
+/// The bit of a fetch among the flags of an access.
+const FETCH: u32 = 4;
+
+/// Those of all vCPUs.
+#[derive(Default)]
+pub struct Windows {
+    /// Xen's number of the view on which nothing is executed.
+    view: Option<u16>,
+    /// There is none to be had.
+    refused: bool,
+    /// vCPUs that are about to take what is pending.
+    open: BTreeMap<u32, Window>,
+    /// When each had its last one.
+    last: BTreeMap<u32, Instant>,
+}
+
+/// One vCPU's.
+#[derive(Clone, Copy)]
+struct Window {
+    /// Where it stood.
+    rip: u64,
+    /// The view that it belongs to.
+    home: ViewId,
+}
+
+impl Windows {
+    /// The view that a vCPU belongs to whose window is open.
+    #[must_use]
+    pub fn home(&self, vcpu: u32) -> Option<ViewId> {
+        self.open.get(&vcpu).map(|window| window.home)
+    }
+
+    /// Whether one is open.
+    #[must_use]
+    pub fn any(&self) -> bool {
+        !self.open.is_empty()
+    }
+
+    /// Whether one of Xen's views is used for them.
+    #[must_use]
+    pub fn has_view(&self) -> bool {
+        self.view.is_some()
+    }
+
+    /// All vCPUs were put on other views.
+    pub fn clear(&mut self) {
+        self.open.clear();
+    }
+}
+
+impl World {
+    /// Has a vCPU that was stepped take its interrupts before the next step, if it is time.
+    pub fn open_window(&mut self, parked: &Parked, response: &mut Response) {
+        let (vcpu, home, events) = (response.vcpu, parked.event.view, &self.events);
+        let due = events.windows.last.get(&vcpu).is_none_or(|last| last.elapsed() >= EVERY);
+        let elsewhere = events.away.contains_key(&vcpu) || self.views.pending.contains_key(&vcpu);
+        let alone = events.walk.is_some() || events.lift.is_some();
+        // What is pushed in a window goes to the guest's own frames.
+        let own_frames = self.views.views.get(&home.0).is_some_and(|view| view.shown.is_empty());
+        let can = self.views.can && own_frames && events.stepped.contains(&vcpu);
+        if !can || !due || elsewhere || alone || parked.moved {
+            return;
+        }
+        let Some(view) = self.no_fetch() else { return };
+        if let Err(error) = self.xen.single_step(vcpu, false) {
+            log::error!("vCPU {vcpu} takes no interrupts while it is stepped: {error}");
+            return;
+        }
+        self.events.stepped.remove(&vcpu);
+        self.events.windows.open.insert(vcpu, Window { rip: parked.request.rip, home });
+        response.view = Some(view);
+    }
+
+    /// The view on which nothing is executed.
+    fn no_fetch(&mut self) -> Option<u16> {
+        if self.events.windows.view.is_none() && !self.events.windows.refused {
+            match self.new_view(OP, NO_FETCH) {
+                Ok(view) => self.events.windows.view = Some(view),
+                Err(error) => {
+                    log::warn!("vCPUs take no interrupts while they are stepped: {error}");
+                    self.events.windows.refused = true;
+                }
+            }
+        }
+        self.events.windows.view
+    }
+
+    /// What a request is to those who watch: the end of a window is a step if it led elsewhere, else nothing.
+    pub fn close_window(&mut self, request: &Request) -> Option<Request> {
+        let vcpu = request.vcpu;
+        let Some(window) = self.events.windows.open.remove(&vcpu) else { return Some(*request) };
+        self.events.windows.last.insert(vcpu, Instant::now());
+        let there = Some(request.view) == self.events.windows.view;
+        if there {
+            // The answer puts it back.
+            self.events.away.insert(vcpu, Away { at: request.view, home: window.home, told: true });
+        }
+        if let Err(error) = self.sync_steps(OP) {
+            log::error!("{error}");
+        }
+        if !there || !matches!(request.cause, Cause::Access { flags, .. } if flags & FETCH != 0) {
+            return Some(*request);
+        }
+        if request.rip != window.rip && self.events.armed.stepped(self.info.vcpus).contains(&vcpu) {
+            return Some(Request { cause: Cause::Step, ..*request });
+        }
+        let flags = request.flags & flag::VCPU_PAUSED;
+        self.respond(Response { flags, vcpu, reason: reason::SINGLESTEP, ..Response::default() });
+        None
+    }
+
+    /// Gives the view back once nobody is stepped.
+    pub fn settle_windows(&mut self) {
+        let Some(view) = self.events.windows.view else {
+            self.events.windows.refused &= !self.events.stepped.is_empty();
+            return;
+        };
+        let used = self.events.windows.any() || !self.events.armed.stepped(self.info.vcpus).is_empty();
+        // Busy, it is tried again.
+        if !used && (!self.views.on || self.xen.destroy(view).is_ok()) {
+            self.events.windows = Windows::default();
+        }
+    }
+}
