@@ -20,11 +20,15 @@ use crate::hypervisor::{DomainInfo, Frames, Hypervisor};
 use crate::injection::Injector;
 use crate::memory::DomainMemory;
 use crate::owner::Owner;
+use crate::pv::memory::PvMemory;
+use crate::pv::{self, Pv, lacks};
 use crate::registers::Access;
 use crate::views::DomainViews;
 use crate::world::{Shared, World};
 
 const OP: &str = "open xen";
+/// The bytes of a word of a 64-bit guest.
+const WIDE: u32 = 8;
 /// How much of the domain's memory is kept mapped, unless told otherwise.
 pub const BUDGET: u64 = 256 << 20;
 
@@ -40,61 +44,81 @@ pub struct Opening {
     pub budget: u64,
     /// Whether a ring that somebody has is taken from him.
     pub take_ring: bool,
-    /// Its memory.
+    /// Its memory; the machine's frames of a PV domain.
     pub frames: Arc<dyn Frames>,
+    /// What a PV domain has beside that; `None` of others.
+    pub pv: Option<Pv>,
     /// Opens the rest, on the thread that it stays on.
     pub open: Box<dyn FnOnce() -> io::Result<Box<dyn Hypervisor>> + Send>,
 }
 
 struct Xen {
     facts: Facts,
-    memory: Arc<DomainMemory>,
-    registers: Access,
+    memory: Arc<dyn Memory>,
+    registers: Box<dyn Registers>,
     execution: Vm,
-    events: Events,
-    views: Option<DomainViews>,
-    injection: Injector,
+    events: std::result::Result<Events, Missing>,
+    views: std::result::Result<DomainViews, Missing>,
+    injection: std::result::Result<Injector, Missing>,
 }
 
 /// Opens a domain.
 ///
 /// # Errors
 /// [`ErrorKind::Gone`] if it is not there, [`ErrorKind::Denied`] if Xen is not for this user, [`ErrorKind::Unsupported`]
-/// for what is no x86 guest with hardware virtualization.
+/// for a 32-bit PV guest, [`ErrorKind::Busy`] for a PV guest whose kernel is still starting.
 pub fn open_domain(opening: Opening, host: Arc<dyn Host>) -> Result<Box<dyn Driver>> {
-    let Opening { domid, name, version, budget, take_ring, frames, open } = opening;
+    let Opening { domid, name, version, budget, take_ring, frames, pv, open } = opening;
     let undo = Undo::new(Arc::clone(&host));
-    let memory = Arc::new(DomainMemory::new(frames, budget));
+    let paravirtual = pv.is_some();
+    let memory = Arc::new(match pv {
+        Some(pv) => DomainMemory::paravirtual(frames, pv, budget),
+        None => DomainMemory::new(frames, budget),
+    });
     let shared = Arc::new(Shared { ended: AtomicBool::new(false), host, memory: Arc::clone(&memory) });
     let owner = Owner::start(open, move |xen| World::new(xen, undo, shared))?;
-    let Found { info, highest, can, queue, current } = owner.ask(OP, |world| {
-        let highest = world.xen.highest();
-        let highest =
-            highest.map_err(|error| refused(OP, "Xen does not tell of the domain's memory", error))?;
-        let events = world.xen.events().unwrap_or(0);
-        let can = Can { events, rights: world.xen.rights().is_ok(), views: world.views.can };
-        let (queue, current) = (Arc::clone(&world.events.queue), Arc::clone(&world.views.current));
-        Ok(Found { info: world.info, highest, can, queue, current })
-    })?;
-    if !info.hvm {
-        let why = format!("domain {domid} is a PV guest; HVM and PVH guests can be opened");
+    let Found { info, highest, can, queue, current, width } = owner.ask(OP, find)?;
+    if paravirtual && width != WIDE {
+        let why = format!("domain {domid} is a 32-bit PV guest; of PV guests those of 64 bits can be opened");
         return Err(Error::new(ErrorKind::Unsupported, OP, why));
     }
-    if take_ring {
+    if take_ring && !paravirtual {
         owner.ask(OP, World::free_ring)?;
     }
     memory.refresh(highest, &info)?;
     let facts = facts(&info, name, version);
     let ours = || Arc::clone(&owner);
+    if paravirtual {
+        return Ok(Box::new(Xen {
+            events: Err(pv::missing(lacks::EVENTS)),
+            views: Err(pv::missing(lacks::VIEWS)),
+            injection: Err(pv::missing(lacks::INJECTION)),
+            registers: Box::new(pv::registers::Access::new(ours())),
+            memory: Arc::new(PvMemory::new(memory, ours())),
+            execution: Vm { owner, steps: false },
+            facts,
+        }));
+    }
+    let views = || DomainViews::new(ours(), Arc::clone(&memory), current);
     Ok(Box::new(Xen {
-        events: Events::new(ours(), queue, offers::all(can)),
-        views: can.views.then(|| DomainViews::new(ours(), Arc::clone(&memory), current)),
-        injection: Injector(ours()),
-        registers: Access::new(ours()),
-        execution: Vm(owner),
+        events: Ok(Events::new(ours(), queue, offers::all(can))),
+        views: if can.views { Ok(views()) } else { Err(offers::no_views()) },
+        injection: Ok(Injector(ours())),
+        registers: Box::new(Access::new(ours())),
+        execution: Vm { owner, steps: true },
         facts,
         memory,
     }))
+}
+
+fn find(world: &mut World) -> Result<Found> {
+    let told = |error| refused(OP, "Xen does not tell of the domain's memory", error);
+    let highest = world.highest().map_err(told)?;
+    let width = if world.info.hvm { WIDE } else { world.xen.width().map_err(told)? };
+    let events = world.xen.events().unwrap_or(0);
+    let can = Can { events, rights: world.xen.rights().is_ok(), views: world.views.can };
+    let (queue, current) = (Arc::clone(&world.events.queue), Arc::clone(&world.views.current));
+    Ok(Found { info: world.info, highest, can, queue, current, width })
 }
 
 /// What the owner thread tells of a domain.
@@ -104,13 +128,18 @@ struct Found {
     can: Can,
     queue: Arc<Queue>,
     current: Arc<[AtomicU32]>,
+    width: u32,
 }
 
 fn facts(info: &DomainInfo, name: Option<String>, version: Option<String>) -> Facts {
     let mut extra = vec![("domid", info.domid.to_string())];
     extra.extend(version.map(|version| ("xen", version)));
     // PVH guests have the local APIC alone of all the devices that Xen can play.
-    let kind = if info.devices & !1 == 0 { "pvh" } else { "hvm" };
+    let kind = match (info.hvm, info.devices & !1) {
+        (false, _) => "pv",
+        (true, 0) => "pvh",
+        (true, _) => "hvm",
+    };
     extra.push(("guest", kind.to_owned()));
     Facts { driver: "xen", name, arch: Arch::X86_64, vcpus: Some(info.vcpus), extra }
 }
@@ -125,7 +154,7 @@ impl Driver for Xen {
     }
 
     fn registers(&self) -> std::result::Result<&dyn Registers, Missing> {
-        Ok(&self.registers)
+        Ok(&*self.registers)
     }
 
     fn execution(&self) -> std::result::Result<&dyn Execution, Missing> {
@@ -133,14 +162,14 @@ impl Driver for Xen {
     }
 
     fn events(&self) -> std::result::Result<&dyn EventSource, Missing> {
-        Ok(&self.events)
+        self.events.as_ref().map(|events| events as &dyn EventSource).map_err(Missing::clone)
     }
 
     fn views(&self) -> std::result::Result<&dyn Views, Missing> {
-        self.views.as_ref().map(|views| views as &dyn Views).ok_or_else(offers::no_views)
+        self.views.as_ref().map(|views| views as &dyn Views).map_err(Missing::clone)
     }
 
     fn injection(&self) -> std::result::Result<&dyn Injection, Missing> {
-        Ok(&self.injection)
+        self.injection.as_ref().map(|injection| injection as &dyn Injection).map_err(Missing::clone)
     }
 }

@@ -17,6 +17,7 @@ pub mod number {
     pub const ENODEV: i32 = 19;
     pub const EINVAL: i32 = 22;
     pub const ENOSPC: i32 = 28;
+    pub const ENODATA: i32 = 61;
     pub const EOPNOTSUPP: i32 = 95;
 }
 

@@ -2,16 +2,22 @@
 
 use std::sync::{Arc, Weak};
 
-use vmtree_api::{Cancel, Error, ErrorKind, Execution, Pause, Result, RunState, VcpuId};
+use vmtree_api::{Cancel, Error, ErrorKind, Execution, Missing, Pause, Result, RunState, VcpuId};
 
 use crate::owner::{Owner, ask};
+use crate::pv::{self, lacks};
 use crate::world::World;
 
 /// How many pauses of others are taken back at most.
 const MANY: usize = 256;
 
 /// The execution of a domain.
-pub struct Vm(pub Arc<Owner>);
+pub struct Vm {
+    /// Who does it.
+    pub owner: Arc<Owner>,
+    /// Whether Xen can step it.
+    pub steps: bool,
+}
 
 /// Ends a pause that was begun in `epoch`, if it still counts.
 fn resume(owner: &Weak<Owner>, epoch: u64) -> Result<()> {
@@ -37,27 +43,27 @@ fn paused(world: &mut World, op: &'static str) -> Result<bool> {
 impl Execution for Vm {
     fn state(&self) -> Result<RunState> {
         const OP: &str = "read state";
-        let paused = self.0.ask(OP, |world| paused(world, OP))?;
+        let paused = self.owner.ask(OP, |world| paused(world, OP))?;
         Ok(if paused { RunState::Paused } else { RunState::Running })
     }
 
     fn pause(&self) -> Result<Pause> {
         const OP: &str = "pause";
-        let epoch = self.0.ask(OP, |world| {
+        let epoch = self.owner.ask(OP, |world| {
             if world.held_pauses == 0 {
                 world.pause(OP)?;
             }
             world.held_pauses += 1;
             Ok(world.epoch)
         })?;
-        let owner = Arc::downgrade(&self.0);
+        let owner = Arc::downgrade(&self.owner);
         // Any tool on the host can take a pause back.
         Ok(Pause::new(move || resume(&owner, epoch)).shared())
     }
 
     fn force_resume(&self) -> Result<()> {
         const OP: &str = "resume";
-        self.0.ask(OP, |world| {
+        self.owner.ask(OP, |world| {
             world.epoch += 1;
             world.held_pauses = 0;
             world.unpause(OP)?;
@@ -73,7 +79,14 @@ impl Execution for Vm {
         })
     }
 
+    fn steps(&self) -> std::result::Result<(), Missing> {
+        if self.steps { Ok(()) } else { Err(pv::missing(lacks::STEPS)) }
+    }
+
     fn step(&self, vcpu: VcpuId, count: u64, cancel: &Cancel) -> Result<u64> {
-        crate::step::step(&self.0, vcpu, count, cancel)
+        if let Err(missing) = self.steps() {
+            return Err(Error::new(ErrorKind::Unsupported, "step", missing.to_string()));
+        }
+        crate::step::step(&self.owner, vcpu, count, cancel)
     }
 }

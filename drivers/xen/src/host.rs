@@ -10,17 +10,31 @@ use vmtree_api::{Check, Driver, Error, ErrorKind, Host, Listed, Missing, Result,
 use crate::driver::{BUDGET, Opening, open_domain};
 use crate::error::refused;
 use crate::hypervisor::DomainInfo;
+use crate::pv::Pv;
 use crate::source::Target;
 use crate::sys;
 use crate::sys::store::Store;
 
 const OP: &str = "open xen";
 
-fn named() -> Result<Vec<(u32, Option<String>)>> {
-    let domains = sys::domains().map_err(|error| refused(OP, unreached(), error))?;
+/// All domains, and their numbers and names.
+fn named() -> Result<(Vec<DomainInfo>, Vec<(u32, Option<String>)>)> {
+    let mut domains = sys::domains().map_err(|error| refused(OP, unreached(), error))?;
+    domains.retain(|info| !info.dying);
     let store = Store::open().ok();
     let name = |info: &DomainInfo| store.as_ref().and_then(|store| store.name(info.domid));
-    Ok(domains.iter().filter(|info| !info.dying).map(|info| (info.domid, name(info))).collect())
+    let names = domains.iter().map(|info| (info.domid, name(info))).collect();
+    Ok((domains, names))
+}
+
+/// What the domain has beside others if it is PV.
+fn paravirtual(info: &DomainInfo) -> Result<Option<Pv>> {
+    if info.hvm {
+        return Ok(None);
+    }
+    let m2p = sys::m2p()
+        .map_err(|error| refused(OP, "Xen does not show its table of the machine's frames", error))?;
+    Ok(Some(Pv { shared_info: info.shared_info, m2p }))
 }
 
 fn unreached() -> &'static str {
@@ -47,13 +61,16 @@ pub fn open(mut source: Source, host: Arc<dyn Host>) -> Result<Box<dyn Driver>> 
         }
     };
     source.finish(&["mapped", "ring"])?;
-    let domains = named()?;
-    let domid = target.pick(&domains)?;
-    let name = domains.into_iter().find(|(number, _)| *number == domid).and_then(|(_, name)| name);
-    let frames = sys::frames(domid).map_err(|error| refused(OP, unreached(), error))?;
+    let (domains, names) = named()?;
+    let domid = target.pick(&names)?;
+    let info = domains.iter().find(|info| info.domid == domid);
+    let pv = info.map_or(Ok(None), paravirtual)?;
+    let name = names.into_iter().find(|(number, _)| *number == domid).and_then(|(_, name)| name);
+    let frames = if pv.is_some() { sys::machine_frames(domid) } else { sys::frames(domid) };
+    let frames = frames.map_err(|error| refused(OP, unreached(), error))?;
     let version = sys::version().ok();
     let open = Box::new(move || sys::open(domid));
-    open_domain(Opening { domid, name, version, budget, take_ring, frames, open }, host)
+    open_domain(Opening { domid, name, version, budget, take_ring, frames, pv, open }, host)
 }
 
 /// The domains of this host but dom0, as far as Xen tells.

@@ -1,4 +1,4 @@
-//! Xen domains: HVM and PVH, through Xen's own libraries. The libraries are behind the feature `libxen`; all else is here
+//! Xen domains, HVM, PVH and PV, through Xen's own libraries. The libraries are behind the feature `libxen`; all else is here
 //! in every build, over traits that act like Xen.
 
 mod driver;
@@ -9,6 +9,7 @@ pub mod hypervisor;
 mod injection;
 mod memory;
 mod owner;
+pub mod pv;
 pub mod recover;
 pub mod registers;
 mod source;

@@ -101,6 +101,7 @@ impl World {
         if self.is_gone() {
             return;
         }
+        self.shared.memory.mappings().drop_old();
         match self.xen.info() {
             Ok(Some(info)) if !info.dying => {
                 let moved = info.pages != self.info.pages;
@@ -115,6 +116,14 @@ impl World {
         }
     }
 
+    /// The highest frame that has something; of a PV guest that is the guest's to say.
+    ///
+    /// # Errors
+    /// Xen does not tell.
+    pub fn highest(&self) -> io::Result<u64> {
+        if self.info.hvm { self.xen.highest() } else { Ok(0) }
+    }
+
     /// Looks where the domain's memory lies now; on a thread of its own, for Xen is asked of each frame.
     fn look_for_memory(&mut self) {
         let memory = Arc::clone(&self.shared.memory);
@@ -125,7 +134,7 @@ impl World {
                 log::error!("{error}");
             }
         };
-        let started = match self.xen.highest() {
+        let started = match self.highest() {
             Ok(highest) => {
                 thread::Builder::new().name("xen-memory".to_owned()).spawn(move || look(highest)).map(drop)
             }

@@ -35,7 +35,7 @@ enum Look {
     Hole,
 }
 
-/// The runs of frames up to `highest` that have memory. What most likely has memory is looked at first, and a large hole only
+/// The runs of frames up to `highest`, or of those that the guest itself tells of, that have memory. What most likely has memory is looked at first, and a large hole only
 /// where many of the domain's pages are still to be found.
 ///
 /// # Errors
@@ -43,21 +43,25 @@ enum Look {
 pub fn scan(frames: &dyn Frames, highest: u64, pages: u64) -> Result<Vec<Range<u64>>> {
     let end = highest.saturating_add(1);
     let cut = |range: Range<u64>| range.start.min(end)..range.end.min(end);
-    let mut parts = VecDeque::from([
-        (cut(0..SPECIAL.start), Look::ToHole),
-        (cut(SPECIAL), Look::Whole),
-        (cut(SPECIAL.end..end), Look::ToHole),
-    ]);
+    let mut parts = match frames.told()? {
+        Some(end) => VecDeque::from([(0..end, Look::Whole)]),
+        None => VecDeque::from([
+            (cut(0..SPECIAL.start), Look::ToHole),
+            (cut(SPECIAL), Look::Whole),
+            (cut(SPECIAL.end..end), Look::ToHole),
+        ]),
+    };
     let mut found = Vec::new();
     let mut left = pages;
     while let Some((part, look)) = parts.pop_front() {
         let enough = if look == Look::Hole { ELSEWHERE } else { 0 };
         let mut first = part.start;
         while first < part.end && left > enough {
-            let mut there = vec![false; STEP.min(part.end - first) as usize];
-            frames.present(first, &mut there)?;
-            for (frame, _) in (first..).zip(&there).filter(|(_, there)| **there) {
-                add(&mut found, frame);
+            let asked: Vec<u64> = (first..part.end.min(first + STEP)).collect();
+            let mut there = vec![false; asked.len()];
+            frames.present(&asked, &mut there)?;
+            for (frame, _) in asked.iter().zip(&there).filter(|(_, there)| **there) {
+                add(&mut found, *frame);
                 left = left.saturating_sub(1);
             }
             first += there.len() as u64;
@@ -126,16 +130,24 @@ mod tests {
             Err(std::io::Error::other("nothing is mapped here"))
         }
 
+        fn map_to_write(&self, frames: &[u64]) -> Result<(Box<dyn Mapped>, Vec<bool>)> {
+            self.map(frames)
+        }
+
         fn alive(&self) -> bool {
             true
         }
 
-        fn present(&self, first: u64, there: &mut [bool]) -> Result<()> {
+        fn present(&self, frames: &[u64], there: &mut [bool]) -> Result<()> {
             *self.1.lock().unwrap() += there.len() as u64;
-            for (frame, there) in (first..).zip(there) {
-                *there = self.0.iter().any(|run| run.contains(&frame));
+            for (frame, there) in frames.iter().zip(there) {
+                *there = self.0.iter().any(|run| run.contains(frame));
             }
             Ok(())
+        }
+
+        fn told(&self) -> Result<Option<u64>> {
+            Ok(None)
         }
     }
 

@@ -15,7 +15,7 @@ const PAGE: u64 = vmtree_api::PAGE_SIZE;
 /// Frames that are mapped together: 1 MiB, the most that one request of FUSE asks for.
 pub const CHUNK: u64 = 256;
 /// How long a mapping is used. The guest may have Xen put other memory at a frame, of which nobody is told; what is then
-/// still mapped is the old one.
+/// still mapped is the old one. Of a PV guest each access sees it ([`Mapped::moved`]).
 const AGE: Duration = Duration::from_secs(1);
 
 /// Frames that are mapped side by side.
@@ -95,6 +95,29 @@ impl Mappings {
         Ok(chunk)
     }
 
+    /// The chunk of this number, `held` if that is it, mapped anew if the guest has put other memory at this page of it.
+    fn fresh(&self, number: u64, page: usize, held: Option<(u64, Arc<Chunk>)>) -> Result<Arc<Chunk>> {
+        let chunk = match held {
+            Some((is, chunk)) if is == number => chunk,
+            _ => self.chunk(number)?,
+        };
+        if !chunk.mapped.moved(page) {
+            return Ok(chunk);
+        }
+        self.kept.lock().chunks.pop(&number);
+        self.chunk(number)
+    }
+
+    /// The machine's frame at a frame of a PV guest, if memory is there.
+    ///
+    /// # Errors
+    /// Xen maps nothing there.
+    pub fn machine(&self, frame: u64) -> Result<Option<u64>> {
+        let (number, page) = (frame / CHUNK, (frame % CHUNK) as usize);
+        let chunk = self.fresh(number, page, None)?;
+        Ok(chunk.mapped.machine(page).filter(|_| chunk.there.get(page) == Some(&true)))
+    }
+
     /// Calls `each` with a mapping, a page of it, an offset in that page and a range of the whole, page after page of
     /// `bytes` from `gpa` on; returns how many bytes were there.
     fn pages(
@@ -108,13 +131,10 @@ impl Mappings {
         while done < bytes {
             let at = gpa + done as u64;
             let (number, page) = (at / PAGE / CHUNK, (at / PAGE % CHUNK) as usize);
-            let chunk = match held.take() {
-                Some((is, chunk)) if is == number => chunk,
-                _ => match self.chunk(number) {
-                    Ok(chunk) => chunk,
-                    Err(error) if done == 0 => return Err(error),
-                    Err(_) => return Ok(done),
-                },
+            let chunk = match self.fresh(number, page, held.take()) {
+                Ok(chunk) => chunk,
+                Err(error) if done == 0 => return Err(error),
+                Err(_) => return Ok(done),
             };
             if chunk.there.get(page) != Some(&true) {
                 return if done == 0 { Err(Error::from_raw_os_error(EINVAL)) } else { Ok(done) };
@@ -138,6 +158,50 @@ impl Mappings {
                 mapped.read(page, offset, part);
             }
         })
+    }
+
+    /// Copies `data` into memory by a mapping of its own, for what is kept can't be written, and returns how much of it was
+    /// taken.
+    ///
+    /// # Errors
+    /// Not even the first byte was.
+    pub fn write_once(&self, gpa: u64, data: &[u8]) -> Result<usize> {
+        let mut done = 0;
+        while let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) {
+            let (first, offset) = ((gpa + done as u64) / PAGE, ((gpa + done as u64) % PAGE) as usize);
+            let part = rest.get(..CHUNK as usize * PAGE as usize - offset).unwrap_or(rest);
+            let pages = (offset + part.len()).div_ceil(PAGE as usize) as u64;
+            let (mapped, there) = self.frames.map_to_write(&(first..first + pages).collect::<Vec<_>>())?;
+            let whole = there.iter().take_while(|there| **there).count();
+            let bytes = (whole * PAGE as usize).saturating_sub(offset).min(part.len());
+            let mut written = 0;
+            while let Some(rest) = part.get(written..bytes).filter(|rest| !rest.is_empty()) {
+                let at = offset + written;
+                let bytes = rest.len().min(PAGE as usize - at % PAGE as usize);
+                mapped.write(at / PAGE as usize, at % PAGE as usize, rest.get(..bytes).unwrap_or(rest));
+                written += bytes;
+            }
+            done += written;
+            if written < part.len() {
+                break;
+            }
+        }
+        if done == 0 && !data.is_empty() { Err(Error::from_raw_os_error(EINVAL)) } else { Ok(done) }
+    }
+
+    /// Drops what is too old to be used, for Xen keeps the pages of whom they were as long as somebody has them mapped.
+    pub fn drop_old(&self) {
+        let mut kept = self.kept.lock();
+        let old: Vec<u64> = kept
+            .chunks
+            .iter()
+            .filter(|(_, chunk)| chunk.since.elapsed() >= AGE)
+            .map(|(number, _)| *number)
+            .collect();
+        let old: Vec<_> = old.into_iter().filter_map(|number| kept.chunks.pop(&number)).collect();
+        // Unmapped without the lock.
+        drop(kept);
+        drop(old);
     }
 
     /// Copies `data` into memory and returns how much of it was taken.

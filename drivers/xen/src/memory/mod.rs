@@ -7,17 +7,24 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
-use vmtree_api::{Block, Error, ErrorKind, Gpa, Memory, MemoryMap, Result};
+use vmtree_api::{Block, Error, ErrorKind, Gfn, Gpa, MachineMemory, Memory, MemoryMap, Result};
 
-use crate::error::{self, refused};
-use crate::hypervisor::{DomainInfo, Frames};
+use crate::error::{self, is, refused};
+use crate::hypervisor::{DomainInfo, Frames, MachineTable};
+use crate::pv::Pv;
+use crate::pv::frames::PvFrames;
 pub use mappings::Mappings;
 
 const OP: &str = "read the memory map";
+const WRITE: &str = "write memory";
+/// What else a PV guest does not let happen.
+const TABLES: &str = " to be written: page tables and descriptor tables of a PV guest are Xen's to change";
 
 /// The memory of a domain.
 pub struct DomainMemory {
     frames: Arc<dyn Frames>,
+    /// Of a PV domain.
+    m2p: Option<Arc<dyn MachineTable>>,
     mappings: Mappings,
     map: Mutex<Arc<MemoryMap>>,
     /// Frames that the driver added.
@@ -31,7 +38,14 @@ impl DomainMemory {
     pub fn new(frames: Arc<dyn Frames>, budget: u64) -> Self {
         let mappings = Mappings::new(Arc::clone(&frames), budget);
         let (map, ours) = (Mutex::default(), Mutex::default());
-        Self { frames, mappings, map, ours, gone: AtomicBool::new(false) }
+        Self { frames, m2p: None, mappings, map, ours, gone: AtomicBool::new(false) }
+    }
+
+    /// The same of a paravirtual domain, whose frames of the machine these are.
+    #[must_use]
+    pub fn paravirtual(machine: Arc<dyn Frames>, pv: Pv, budget: u64) -> Self {
+        let frames = Arc::new(PvFrames::new(machine, pv.shared_info));
+        Self { m2p: Some(pv.m2p), ..Self::new(frames, budget) }
     }
 
     /// Looks where memory lies, up to a frame, and forgets what was mapped.
@@ -39,8 +53,14 @@ impl DomainMemory {
     /// # Errors
     /// Xen does not tell.
     pub fn refresh(&self, highest: u64, info: &DomainInfo) -> Result<()> {
-        let runs = layout::scan(&*self.frames, highest, info.pages)
-            .map_err(|error| refused(OP, "Xen does not tell where memory lies", error))?;
+        let runs = layout::scan(&*self.frames, highest, info.pages).map_err(|error| {
+            let why = if self.m2p.is_some() && is(&error, error::number::EBUSY) {
+                "the guest has not said yet where its frames lie: its kernel is still starting"
+            } else {
+                "Xen does not tell where memory lies"
+            };
+            refused(OP, why, error)
+        })?;
         let regions = layout::regions(&runs, &self.ours.lock(), info.devices);
         let mut map = self.map.lock();
         let generation = map.generation() + 1;
@@ -57,6 +77,15 @@ impl DomainMemory {
     pub fn set_ours(&self, frames: Vec<u64>) {
         *self.ours.lock() = frames;
         self.mappings.drop_all();
+    }
+
+    /// Writes the memory of a PV domain that stands still.
+    ///
+    /// # Errors
+    /// As [`Memory::write`].
+    pub fn write_once(&self, gpa: Gpa, data: &[u8]) -> Result<usize> {
+        self.alive(WRITE)?;
+        self.mappings.write_once(gpa.0, data).map_err(|error| self.unmapped(WRITE, gpa, error))
     }
 
     /// The domain is gone, and so is its memory.
@@ -81,7 +110,8 @@ impl DomainMemory {
             Some(error::number::EINVAL | error::number::ENOENT) => ErrorKind::NotFound,
             _ => ErrorKind::Io,
         };
-        Error::new(kind, op, format!("there is no memory at {gpa} that Xen would map")).caused_by(error)
+        let pv = if self.m2p.is_some() && op == WRITE { TABLES } else { "" };
+        Error::new(kind, op, format!("there is no memory at {gpa} that Xen would map{pv}")).caused_by(error)
     }
 
     fn alive(&self, op: &'static str) -> Result<()> {
@@ -106,14 +136,41 @@ impl Memory for DomainMemory {
     }
 
     fn write(&self, gpa: Gpa, data: &[u8]) -> Result<usize> {
-        const OP: &str = "write memory";
-        self.alive(OP)?;
-        self.mappings.write(gpa.0, data).map_err(|error| self.unmapped(OP, gpa, error))
+        self.alive(WRITE)?;
+        self.mappings.write(gpa.0, data).map_err(|error| self.unmapped(WRITE, gpa, error))
     }
 
     fn lend(&self, _gpa: Gpa, _bytes: usize, _take: &mut dyn FnMut(&[u8])) -> Result<bool> {
         // FUSE's device takes its replies by pinning their pages, and pages of another domain can't be pinned.
         Ok(false)
+    }
+
+    fn machine(&self) -> Option<&dyn MachineMemory> {
+        self.m2p.as_ref().map(|_| self as &dyn MachineMemory)
+    }
+}
+
+impl MachineMemory for DomainMemory {
+    fn gpa(&self, machine: Gpa) -> Result<Gpa> {
+        const OP: &str = "find a frame of the machine";
+        self.alive(OP)?;
+        let frame = machine.gfn().0;
+        let none = || {
+            Error::new(
+                ErrorKind::NotFound,
+                OP,
+                format!("the guest has no memory at {machine} of the machine"),
+            )
+        };
+        let m2p = self.m2p.as_ref().ok_or_else(none)?;
+        let own = m2p.own(frame).map_err(|error| none().caused_by(error))?;
+        let gpa = Gfn(own).gpa().ok_or_else(none)?;
+        // Each table is the guest's word; where they agree, it is this memory.
+        match self.mappings.machine(own) {
+            Ok(Some(found)) if found == frame => gpa.checked_add(machine.page_offset()).ok_or_else(none),
+            Ok(_) => Err(none()),
+            Err(error) => Err(self.unmapped(OP, gpa, error)),
+        }
     }
 }
 

@@ -39,7 +39,9 @@ impl Access {
     }
 }
 
-fn name(reg: Reg) -> &'static str {
+/// A register's name.
+#[must_use]
+pub fn name(reg: Reg) -> &'static str {
     Arch::X86_64.registers().get(usize::from(reg.id().0)).map_or("it", |def| def.name)
 }
 
@@ -126,7 +128,9 @@ impl World {
     }
 }
 
-fn off(op: &'static str, vcpu: u32) -> Error {
+/// A vCPU that the guest has not started.
+#[must_use]
+pub fn off(op: &'static str, vcpu: u32) -> Error {
     Error::new(ErrorKind::Busy, op, format!("vCPU {vcpu} is off: the guest has not started it"))
 }
 

@@ -101,25 +101,63 @@ impl Call {
         self.control(domid, c::XEN_DOMCTL_monitor_op, c::xen_domctl__bindgen_ty_1 { monitor_op }).map(drop)
     }
 
-    /// Of each of the frames from `first` on whether memory is there; at most [`BATCH`].
+    /// The extended state of a vCPU; empty where the machine has none.
     ///
     /// # Errors
     /// As Xen says.
-    pub fn present(&self, domid: u32, first: u64, there: &mut [bool]) -> Result<()> {
-        let bytes = there.len() * size_of::<u64>();
-        let frames = self.buffer(bytes)?;
-        let at = frames.1.as_ptr().cast::<u64>();
-        for (n, frame) in (first..).take(there.len()).enumerate() {
+    pub fn extended(&self, domid: u32, vcpu: u32) -> Result<Vec<u8>> {
+        let mut vcpuextstate = c::xen_domctl_vcpuextstate { vcpu, ..c::xen_domctl_vcpuextstate::default() };
+        let cmd = c::XEN_DOMCTL_getvcpuextstate;
+        // Without a buffer it tells how many bytes there are.
+        let u = self.control(domid, cmd, c::xen_domctl__bindgen_ty_1 { vcpuextstate })?;
+        // SAFETY: the structure is plain numbers, and Xen has filled it.
+        vcpuextstate = unsafe { u.vcpuextstate };
+        if vcpuextstate.size == 0 {
+            return Ok(Vec::new());
+        }
+        let bytes = vcpuextstate.size as usize;
+        let buffer = self.buffer(bytes)?;
+        vcpuextstate.buffer.p = buffer.1.as_ptr().cast();
+        self.control(domid, cmd, c::xen_domctl__bindgen_ty_1 { vcpuextstate })?;
+        let mut state = vec![0; bytes];
+        // SAFETY: Xen has filled so many bytes of the buffer, and the copy is not in it.
+        unsafe { buffer.1.as_ptr().cast::<u8>().copy_to_nonoverlapping(state.as_mut_ptr(), bytes) };
+        Ok(state)
+    }
+
+    /// Puts the extended state of a vCPU in place.
+    ///
+    /// # Errors
+    /// As Xen says.
+    pub fn set_extended(&self, domid: u32, vcpu: u32, state: &[u8]) -> Result<()> {
+        let buffer = self.buffer(state.len())?;
+        // SAFETY: the buffer has as many bytes, and nobody else uses it.
+        unsafe { buffer.1.as_ptr().cast::<u8>().copy_from_nonoverlapping(state.as_ptr(), state.len()) };
+        let mut vcpuextstate = c::xen_domctl_vcpuextstate { vcpu, ..c::xen_domctl_vcpuextstate::default() };
+        vcpuextstate.size = state.len() as u64;
+        vcpuextstate.buffer.p = buffer.1.as_ptr().cast();
+        let u = c::xen_domctl__bindgen_ty_1 { vcpuextstate };
+        self.control(domid, c::XEN_DOMCTL_setvcpuextstate, u).map(drop)
+    }
+
+    /// Of each of the frames whether memory is there; at most [`BATCH`].
+    ///
+    /// # Errors
+    /// As Xen says.
+    pub fn present(&self, domid: u32, frames: &[u64], there: &mut [bool]) -> Result<()> {
+        let buffer = self.buffer(size_of_val(frames))?;
+        let at = buffer.1.as_ptr().cast::<u64>();
+        for (n, frame) in frames.iter().enumerate() {
             // SAFETY: the buffer has a number for each frame.
             let slot = unsafe { at.add(n) };
             // SAFETY: as above, and nobody else uses it now.
-            unsafe { slot.write(frame) };
+            unsafe { slot.write(*frame) };
         }
         let array = c::__guest_handle_xen_pfn_t { p: at.cast() };
-        let getpageframeinfo3 = c::xen_domctl_getpageframeinfo3 { num: there.len() as u64, array };
+        let getpageframeinfo3 = c::xen_domctl_getpageframeinfo3 { num: frames.len() as u64, array };
         let u = c::xen_domctl__bindgen_ty_1 { getpageframeinfo3 };
         self.control(domid, c::XEN_DOMCTL_getpageframeinfo3, u)?;
-        for (n, there) in there.iter_mut().enumerate() {
+        for (n, there) in there.iter_mut().take(frames.len()).enumerate() {
             // SAFETY: the buffer has a number for each frame.
             let slot = unsafe { at.add(n) };
             // SAFETY: as above; Xen has filled it.

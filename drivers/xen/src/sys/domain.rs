@@ -35,6 +35,7 @@ fn info(found: &c::xc_domaininfo_t) -> DomainInfo {
         pages: found.tot_pages,
         max_pages: found.max_pages,
         devices: found.arch_config.emulation_flags,
+        shared_info: found.shared_info_frame,
     }
 }
 

@@ -12,12 +12,48 @@ use super::handle;
 use crate::hypervisor::{Frames, Mapped};
 
 const PAGE: usize = 4096;
+const WRITABLE: i32 = libc::PROT_READ | libc::PROT_WRITE;
 
 /// The handle of libxenforeignmemory.
-struct Memory(NonNull<c::xenforeignmemory_handle>);
+pub struct Memory(NonNull<c::xenforeignmemory_handle>);
 
 // SAFETY: on Linux the handle is a descriptor and settings that no call changes; each call is made under a lock.
 unsafe impl Send for Memory {}
+
+impl Memory {
+    /// Opens one.
+    ///
+    /// # Errors
+    /// As the library says.
+    pub fn open() -> Result<Arc<Mutex<Self>>> {
+        // SAFETY: the logger is there for ever, and the library does not write to it.
+        let memory = unsafe { c::xenforeignmemory_open(handle::silent().cast(), 0) };
+        let memory = NonNull::new(memory).ok_or_else(Error::last_os_error)?;
+        Ok(Arc::new(Mutex::new(Self(memory))))
+    }
+}
+
+/// Maps frames of a domain side by side, and tells of each whether it is there.
+///
+/// # Errors
+/// As the library says.
+pub fn map(
+    memory: &Arc<Mutex<Memory>>,
+    domid: u32,
+    prot: i32,
+    frames: &[u64],
+) -> Result<(Mapping, Vec<bool>)> {
+    let mut errors = vec![0; frames.len()];
+    let open = memory.lock().unwrap_or_else(PoisonError::into_inner);
+    let (handle, at, told) = (open.0.as_ptr(), frames.as_ptr(), errors.as_mut_ptr());
+    // SAFETY: both rows have as many numbers as are told.
+    let base = unsafe { c::xenforeignmemory_map(handle, domid, prot, frames.len(), at, told) };
+    let base = NonNull::new(base).ok_or_else(Error::last_os_error)?;
+    drop(open);
+    let mapping =
+        Mapping { memory: Arc::clone(memory), base, pages: frames.len(), writable: prot == WRITABLE };
+    Ok((mapping, errors.iter().map(|error| *error == 0).collect()))
+}
 
 impl Drop for Memory {
     fn drop(&mut self) {
@@ -37,40 +73,36 @@ pub struct Foreign {
     memory: Arc<Mutex<Memory>>,
     calls: Mutex<Calls>,
     domid: u32,
+    /// How they are mapped to stay.
+    prot: i32,
 }
 
 impl Foreign {
-    /// Opens it.
+    /// Opens it; of a PV domain, what stays mapped can be read alone.
     ///
     /// # Errors
     /// As the libraries say.
-    pub fn open(domid: u32) -> Result<Self> {
-        // SAFETY: the logger is there for ever, and the library does not write to it.
-        let memory = unsafe { c::xenforeignmemory_open(handle::silent().cast(), 0) };
-        let memory = Memory(NonNull::new(memory).ok_or_else(Error::last_os_error)?);
-        let calls = Mutex::new(Calls(Call::open()?));
-        Ok(Self { memory: Arc::new(Mutex::new(memory)), calls, domid })
+    pub fn open(domid: u32, paravirtual: bool) -> Result<Self> {
+        let prot = if paravirtual { libc::PROT_READ } else { WRITABLE };
+        Ok(Self { prot, memory: Memory::open()?, calls: Mutex::new(Calls(Call::open()?)), domid })
     }
 }
 
 impl Frames for Foreign {
     fn map(&self, frames: &[u64]) -> Result<(Box<dyn Mapped>, Vec<bool>)> {
-        let mut errors = vec![0; frames.len()];
-        let memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
-        let (prot, count) = (libc::PROT_READ | libc::PROT_WRITE, frames.len());
-        let (handle, at, told) = (memory.0.as_ptr(), frames.as_ptr(), errors.as_mut_ptr());
-        // SAFETY: both rows have as many numbers as are told.
-        let base = unsafe { c::xenforeignmemory_map(handle, self.domid, prot, count, at, told) };
-        let base = NonNull::new(base).ok_or_else(Error::last_os_error)?;
-        drop(memory);
-        let mapping = Mapping { memory: Arc::clone(&self.memory), base, pages: frames.len() };
-        Ok((Box::new(mapping), errors.iter().map(|error| *error == 0).collect()))
+        let (mapping, there) = map(&self.memory, self.domid, self.prot, frames)?;
+        Ok((Box::new(mapping), there))
     }
 
-    fn present(&self, first: u64, there: &mut [bool]) -> Result<()> {
+    fn map_to_write(&self, frames: &[u64]) -> Result<(Box<dyn Mapped>, Vec<bool>)> {
+        let (mapping, there) = map(&self.memory, self.domid, WRITABLE, frames)?;
+        Ok((Box::new(mapping), there))
+    }
+
+    fn present(&self, frames: &[u64], there: &mut [bool]) -> Result<()> {
         let calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
-        for (first, there) in (first..).step_by(BATCH).zip(there.chunks_mut(BATCH)) {
-            calls.0.present(self.domid, first, there)?;
+        for (frames, there) in frames.chunks(BATCH).zip(there.chunks_mut(BATCH)) {
+            calls.0.present(self.domid, frames, there)?;
         }
         Ok(())
     }
@@ -78,13 +110,18 @@ impl Frames for Foreign {
     fn alive(&self) -> bool {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner).0.alive(self.domid)
     }
+
+    fn told(&self) -> Result<Option<u64>> {
+        Ok(None)
+    }
 }
 
 /// Frames side by side.
-struct Mapping {
+pub struct Mapping {
     memory: Arc<Mutex<Memory>>,
     base: NonNull<c_void>,
     pages: usize,
+    writable: bool,
 }
 
 // SAFETY: the pages are reached by copies only, from any thread; they stay mapped until the drop.
@@ -113,9 +150,17 @@ impl Mapped for Mapping {
     }
 
     fn write(&self, page: usize, offset: usize, data: &[u8]) {
-        let Some(at) = self.at(page, offset, data.len()) else { return };
+        let Some(at) = self.at(page, offset, data.len()).filter(|_| self.writable) else { return };
         // SAFETY: the caller asks for pages that are there, and the data is not the guest's.
         unsafe { at.copy_from_nonoverlapping(NonNull::from(data).cast(), data.len()) };
+    }
+
+    fn moved(&self, _page: usize) -> bool {
+        false
+    }
+
+    fn machine(&self, _page: usize) -> Option<u64> {
+        None
     }
 }
 

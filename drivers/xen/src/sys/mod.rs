@@ -9,8 +9,10 @@ mod context;
 mod domain;
 mod frames;
 mod handle;
+mod m2p;
 mod monitor;
 mod pages;
+mod paravirtual;
 mod ring;
 mod slat;
 pub mod store;
@@ -18,7 +20,7 @@ pub mod store;
 use std::io::{Error, Result};
 use std::sync::Arc;
 
-use crate::hypervisor::{DomainInfo, Frames, Hypervisor};
+use crate::hypervisor::{DomainInfo, Frames, Hypervisor, MachineTable};
 use call::Call;
 use handle::Handle;
 use ring::{Bell, Ring};
@@ -46,7 +48,23 @@ pub fn open(domid: u32) -> Result<Box<dyn Hypervisor>> {
 /// # Errors
 /// As [`open`].
 pub fn frames(domid: u32) -> Result<Arc<dyn Frames>> {
-    Ok(Arc::new(frames::Foreign::open(domid)?))
+    Ok(Arc::new(frames::Foreign::open(domid, false)?))
+}
+
+/// The machine's frames of this PV domain.
+///
+/// # Errors
+/// As [`open`].
+pub fn machine_frames(domid: u32) -> Result<Arc<dyn Frames>> {
+    Ok(Arc::new(frames::Foreign::open(domid, true)?))
+}
+
+/// Xen's table of the machine's frames.
+///
+/// # Errors
+/// As [`open`].
+pub fn m2p() -> Result<Arc<dyn MachineTable>> {
+    Ok(Arc::new(m2p::Table::open()?))
 }
 
 /// All domains of the host, dom0 included.

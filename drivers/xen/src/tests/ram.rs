@@ -61,16 +61,24 @@ impl Frames for Ram {
         Ok((Box::new(Pages(found, Arc::clone(&self.alive))), there))
     }
 
-    fn present(&self, first: u64, there: &mut [bool]) -> Result<()> {
+    fn map_to_write(&self, frames: &[u64]) -> Result<(Box<dyn Mapped>, Vec<bool>)> {
+        self.map(frames)
+    }
+
+    fn present(&self, frames: &[u64], there: &mut [bool]) -> Result<()> {
         let pages = self.pages.lock();
-        for (frame, there) in (first..).zip(there) {
-            *there = pages.contains_key(&frame);
+        for (frame, there) in frames.iter().zip(there) {
+            *there = pages.contains_key(frame);
         }
         Ok(())
     }
 
     fn alive(&self) -> bool {
         !self.dead.load(Ordering::Relaxed)
+    }
+
+    fn told(&self) -> Result<Option<u64>> {
+        Ok(None)
     }
 }
 
@@ -83,6 +91,14 @@ impl Mapped for Pages {
     fn write(&self, page: usize, offset: usize, data: &[u8]) {
         let mut page = self.0[page].as_ref().unwrap().lock();
         page[offset..offset + data.len()].copy_from_slice(data);
+    }
+
+    fn moved(&self, _page: usize) -> bool {
+        false
+    }
+
+    fn machine(&self, _page: usize) -> Option<u64> {
+        None
     }
 }
 

@@ -74,8 +74,16 @@ fn what_a_killed_daemon_left_is_undone() {
     let shared = Arc::clone(&xen);
     let open = Box::new(move || Ok(Box::new(Fake(shared)) as Box<dyn crate::hypervisor::Hypervisor>));
     let frames = Arc::new(Ram::new(&[0..0x100, 0x10_1000..0x10_1100]));
-    let opening =
-        Opening { domid: 3, name: None, version: None, budget: 8 << 20, take_ring: false, frames, open };
+    let opening = Opening {
+        domid: 3,
+        name: None,
+        version: None,
+        budget: 8 << 20,
+        take_ring: false,
+        frames,
+        pv: None,
+        open,
+    };
     let driver = open_domain(opening, Arc::clone(&keeper) as Arc<dyn Host>).unwrap();
     busy(&*driver);
     let pause = driver.execution().unwrap().pause().unwrap();
