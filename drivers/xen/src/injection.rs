@@ -79,11 +79,12 @@ impl World {
             .map_err(|error| self.refused(op, "Xen does not send the interrupt", error))
     }
 
-    /// As [`wake_halted`]; that it can't be done is only told.
-    pub fn wake_halted(&self, vcpu: u32) {
-        if let Err(error) = wake_halted(&*self.xen, vcpu) {
+    /// As [`wake_halted`]; that it can't be done is only told. Whether it was halted.
+    pub fn wake_halted(&self, vcpu: u32) -> bool {
+        wake_halted(&*self.xen, vcpu).unwrap_or_else(|error| {
             log::warn!("vCPU {vcpu} may have lost its timer: {error}");
-        }
+            false
+        })
     }
 }
 
@@ -98,23 +99,24 @@ fn messages(records: &Records, vcpu: u32) -> Option<u64> {
 
 /// Wakes a vCPU that has halted while it was stepped, by the interrupt of its own timer. Xen keeps the ticks of a stepped
 /// vCPU back, and starts the timer anew only once a tick is taken, so that it would be halted for good. Who waits for
-/// something else gets one tick early.
+/// something else gets one tick early. Whether it was halted.
 ///
 /// # Errors
 /// As Xen says.
-pub fn wake_halted(xen: &dyn Hypervisor, vcpu: u32) -> Result<()> {
+pub fn wake_halted(xen: &dyn Hypervisor, vcpu: u32) -> Result<bool> {
     const OP: &str = "wake a vCPU";
     let failed = |error| refused(OP, "Xen does not send its timer's interrupt", error);
     if xen.ran(vcpu).map_err(failed)? != Ran::Halted {
-        return Ok(());
+        return Ok(false);
     }
     let records = Records::parse(xen.load().map_err(failed)?)?;
     let timer = half(records.get(kind::LAPIC_REGS, vcpu).unwrap_or_default(), TIMER);
     let vector = timer & 0xff;
     match messages(&records, vcpu) {
-        Some(to) if timer & MASKED == 0 && vector >= 16 => xen.message(to, vector).map_err(failed),
-        _ => Ok(()),
+        Some(to) if timer & MASKED == 0 && vector >= 16 => xen.message(to, vector).map_err(failed)?,
+        _ => {}
     }
+    Ok(true)
 }
 
 fn trap(vector: u8, error: Option<u32>, cr2: u64) -> Trap {

@@ -14,6 +14,7 @@ use super::queue::{Queue, Raised};
 use super::table;
 use super::window::Windows;
 use super::wire::{Cause, General, Mode, Request, Response, Slot, flag, reason};
+use crate::again::again;
 use crate::hypervisor::Intercept;
 use crate::step::Walk;
 use crate::world::{World, note};
@@ -152,7 +153,7 @@ impl World {
             if !self.events.taken || !(self.events.queue.has_room() || self.events.armed.is_empty()) {
                 return false;
             }
-            match self.xen.request() {
+            match again(|| self.xen.request()) {
                 Ok(Some(slot)) => self.take_one(&slot),
                 Ok(None) => return false,
                 Err(error) => {
@@ -165,9 +166,13 @@ impl World {
     }
 
     /// Wakes the vCPUs that have halted while they are stepped.
-    pub fn wake_stepped(&self) {
-        let asleep = |vcpu: &&u32| !self.events.held.contains_key(vcpu);
-        self.events.stepped.iter().filter(asleep).for_each(|vcpu| self.wake_halted(*vcpu));
+    pub fn wake_stepped(&mut self) {
+        let stepped = self.events.stepped.iter().filter(|vcpu| !self.events.held.contains_key(vcpu));
+        for vcpu in stepped.copied().collect::<Vec<u32>>() {
+            if self.wake_halted(vcpu) {
+                self.events.windows.hasten(vcpu);
+            }
+        }
     }
 
     fn take_one(&mut self, slot: &Slot) {
@@ -322,7 +327,7 @@ impl World {
             self.views.set_at(vcpu, response.back.unwrap_or(view));
             self.views.pending.remove(&vcpu);
         }
-        if let Err(error) = self.xen.respond(&response.slot()) {
+        if let Err(error) = again(|| self.xen.respond(&response.slot())) {
             log::error!("vCPU {vcpu} can't be told to go on: {error}");
         }
         if self.events.stepped.contains(&vcpu)

@@ -3,9 +3,10 @@
 //! Xen injects nothing into a vCPU that it steps (vmx_intr_assist, xen/arch/x86/hvm/vmx/intr.c). So now and then one that is stepped
 //! for somebody goes on without a step, but on a view on which nothing can be executed: it takes what is pending, and stops at the
 //! next instruction before that is executed. Where nothing was pending, that is the one it stood at.
+//!
+//! Not at every step: the ticks of a guest that a step slows down a thousandfold would leave it no time for anything else.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
 
 use vmtree_api::ViewId;
 
@@ -15,8 +16,11 @@ use crate::views::rules::ALL;
 use crate::world::World;
 
 const OP: &str = "watch";
-/// How long a stepped vCPU may go without its interrupts.
-const EVERY: Duration = Duration::from_millis(2);
+/// How many instructions that an interrupt could come before are stepped from one window to the next. Handlers, which hold
+/// interrupts off, don't count.
+const EVERY: u32 = 256;
+/// RFLAGS.IF.
+const INTERRUPTS: u64 = 1 << 9;
 /// The rights of the view on which nothing is executed.
 const NO_FETCH: u8 = ALL & !4;
 /// The bit of a fetch among the flags of an access.
@@ -31,8 +35,8 @@ pub struct Windows {
     refused: bool,
     /// vCPUs that are about to take what is pending.
     open: BTreeMap<u32, Window>,
-    /// When each had its last one.
-    last: BTreeMap<u32, Instant>,
+    /// How many such instructions each has done since its last one.
+    done: BTreeMap<u32, u32>,
 }
 
 /// One vCPU's.
@@ -63,6 +67,11 @@ impl Windows {
         self.view.is_some()
     }
 
+    /// What this vCPU waits for is an interrupt.
+    pub fn hasten(&mut self, vcpu: u32) {
+        self.done.insert(vcpu, EVERY);
+    }
+
     /// All vCPUs were put on other views.
     pub fn clear(&mut self) {
         self.open.clear();
@@ -72,8 +81,10 @@ impl Windows {
 impl World {
     /// Has a vCPU that was stepped take its interrupts before the next step, if it is time.
     pub fn open_window(&mut self, parked: &Parked, response: &mut Response) {
-        let (vcpu, home, events) = (response.vcpu, parked.event.view, &self.events);
-        let due = events.windows.last.get(&vcpu).is_none_or(|last| last.elapsed() >= EVERY);
+        let (vcpu, home) = (response.vcpu, parked.event.view);
+        let done = self.events.windows.done.entry(vcpu).or_default();
+        *done = done.saturating_add(u32::from(parked.general.rflags & INTERRUPTS != 0));
+        let (due, events) = (*done >= EVERY, &self.events);
         let elsewhere = events.away.contains_key(&vcpu) || self.views.pending.contains_key(&vcpu);
         let alone = events.walk.is_some() || events.lift.is_some();
         // What is pushed in a window goes to the guest's own frames.
@@ -110,7 +121,7 @@ impl World {
     pub fn close_window(&mut self, request: &Request) -> Option<Request> {
         let vcpu = request.vcpu;
         let Some(window) = self.events.windows.open.remove(&vcpu) else { return Some(*request) };
-        self.events.windows.last.insert(vcpu, Instant::now());
+        self.events.windows.done.remove(&vcpu);
         let there = Some(request.view) == self.events.windows.view;
         if there {
             // The answer puts it back.

@@ -130,7 +130,8 @@ fn nmi(vm: &Vm) -> Checked {
         inject(vm, vcpu, "nmi")?;
         let what = format!("vCPU {vcpu} takes an NMI");
         vm.until(&what, || Ok(vm.counter(vcpu, Counter::Nmis)? > before))?;
-        ensure!(!vm.done(vcpu, posted.seq())?, "the loop of vCPU {vcpu} was over before the NMI came");
+        let over = vm.done(vcpu, posted.seq())?;
+        ensure!(!over, "the loop of vCPU {vcpu} was over before the NMI came: {rounds} rounds");
         vm.end(&posted)?;
         same!(vm.counter(vcpu, Counter::Nmis)?, before + 1, "NMIs of vCPU {vcpu}");
     }
