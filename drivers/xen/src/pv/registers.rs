@@ -86,23 +86,25 @@ impl World {
             .xen
             .extended(vcpu)
             .map_err(|error| refused(WRITE, "Xen does not tell the extended state", error))?;
-        let mut outcome = self.store_context(vcpu, after, &extended);
+        let outcome =
+            self.store_context(vcpu, after, &extended).and_then(|()| self.taken(vcpu, after, changes));
         if outcome.is_ok() {
-            let now = context::all(&self.context(WRITE, vcpu)?);
-            let wanted = context::all(after);
-            let not_taken = changes
-                .iter()
-                .filter_map(|(id, _)| Reg::from_id(*id))
-                .find(|reg| now.get(*reg) != wanted.get(*reg));
-            match not_taken {
-                None => return Ok(()),
-                Some(reg) => outcome = Err(invalid(reg, "Xen does not take the value")),
-            }
+            return outcome;
         }
         if let Err(error) = self.store_context(vcpu, before, &extended) {
             log::error!("{WRITE}: the old state could not be put back: {error}");
         }
         outcome
+    }
+
+    /// Whether the vCPU has the registers that were put into a context.
+    fn taken(&mut self, vcpu: u32, wanted: &[u8], changes: &[(RegId, RegValue)]) -> Result<()> {
+        let (now, wanted) = (context::all(&self.context(WRITE, vcpu)?), context::all(wanted));
+        let mut changed = changes.iter().filter_map(|(id, _)| Reg::from_id(*id));
+        match changed.find(|reg| now.get(*reg) != wanted.get(*reg)) {
+            None => Ok(()),
+            Some(reg) => Err(invalid(reg, "Xen does not take the value")),
+        }
     }
 
     fn store_context(&mut self, vcpu: u32, context: &[u8], extended: &[u8]) -> Result<()> {

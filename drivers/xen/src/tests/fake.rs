@@ -54,6 +54,8 @@ pub struct State {
     pub contexts: Vec<Vec<u8>>,
     /// The extended state of all its vCPUs.
     pub extended: Vec<u8>,
+    /// It is a 32-bit guest.
+    pub narrow: bool,
     /// Calls until one fails.
     pub fails_in: Option<u32>,
     /// Calls that undo something, or only ask, fail too.
@@ -115,6 +117,7 @@ impl Shared {
             killed: false,
             contexts: Vec::new(),
             extended: Vec::new(),
+            narrow: false,
             fails_in: None,
             strict: false,
             rung: false,

@@ -16,7 +16,7 @@ pub const EXTENDED: [u8; 4] = *b"AVX!";
 
 impl Paravirtual for Fake {
     fn width(&self) -> Result<u32> {
-        Ok(8)
+        Ok(if self.0.state.lock().narrow { 4 } else { 8 })
     }
 
     fn context(&self, vcpu: u32) -> Result<Vec<u8>> {

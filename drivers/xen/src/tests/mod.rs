@@ -10,6 +10,8 @@ mod faults;
 mod going;
 mod lost;
 mod ports;
+mod pv;
+mod pv_tables;
 pub mod ram;
 mod slots;
 mod undo;

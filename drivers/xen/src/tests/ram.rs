@@ -1,6 +1,6 @@
 //! A hypervisor for tests: memory and domains that only exist here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Result;
 use std::ops::Range;
 use std::sync::Arc;
@@ -20,6 +20,8 @@ pub struct Ram {
     alive: Arc<AtomicU64>,
     /// The domain is being destroyed.
     pub dead: AtomicBool,
+    /// Frames that a PV guest's Xen lets nobody write.
+    pub tables: Mutex<BTreeSet<u64>>,
 }
 
 fn blank() -> Page {
@@ -43,6 +45,18 @@ impl Ram {
         self.alive.load(Ordering::Relaxed)
     }
 
+    /// Sets a word of a frame.
+    pub fn set(&self, frame: u64, index: usize, value: u64) {
+        let mut pages = self.pages.lock();
+        pages.entry(frame).or_insert_with(blank).lock()[index * 8..][..8]
+            .copy_from_slice(&value.to_le_bytes());
+    }
+
+    /// A word of a frame.
+    pub fn word(&self, frame: u64, index: usize) -> u64 {
+        u64::from_le_bytes(self.pages.lock()[&frame].lock()[index * 8..][..8].try_into().unwrap())
+    }
+
     /// Puts other memory at a frame; who has it mapped keeps the old.
     pub fn replace(&self, frame: u64) {
         self.pages.lock().insert(frame, blank());
@@ -62,7 +76,12 @@ impl Frames for Ram {
     }
 
     fn map_to_write(&self, frames: &[u64]) -> Result<(Box<dyn Mapped>, Vec<bool>)> {
-        self.map(frames)
+        let (mapped, mut there) = self.map(frames)?;
+        let tables = self.tables.lock();
+        for (frame, there) in frames.iter().zip(&mut there) {
+            *there &= !tables.contains(frame);
+        }
+        Ok((mapped, there))
     }
 
     fn present(&self, frames: &[u64], there: &mut [bool]) -> Result<()> {
