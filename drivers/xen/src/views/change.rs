@@ -35,8 +35,8 @@ impl World {
         self.need_views(op)?;
         self.xen.create(access).map_err(|error| {
             if is(&error, number::EINVAL) || is(&error, number::ENOSPC) || is(&error, number::ENOMEM) {
-                let why = "Xen has no more views: at most 10, one of them its own, one for rules on view 0, and one more \
-                           for each view with both rules and other frames; remove one";
+                let why = "Xen has no more views: at most 10, one of them its own, one for rules on view 0, one for \
+                           single steps, and one more for each view with both rules and other frames; remove one";
                 return Error::new(ErrorKind::NoSpace, op, why).caused_by(error);
             }
             refused(op, "Xen makes no view", error)
