@@ -23,19 +23,19 @@ pub struct Pv {
     pub m2p: Arc<dyn MachineTable>,
 }
 
-/// Why a paravirtual guest lacks something.
+/// Why a paravirtual guest lacks something: one of [`lacks`].
 #[must_use]
-pub fn missing(what: &str) -> Missing {
-    Missing::new(format!("Xen has {what} for hardware-virtualized guests alone, and this one is PV"))
-        .cure("boot it as type=\"pvh\", which the kernels of PV guests can do since Linux 4.11")
+pub fn missing(why: &'static str) -> Missing {
+    Missing::new(why).cure("boot it as type=\"pvh\", as Linux can be since 4.11")
 }
 
-/// What it lacks; each completes [`missing`].
+/// What it lacks.
 pub mod lacks {
     #![allow(missing_docs, reason = "the constants say it")]
-    pub const EVENTS: &str = "events";
-    pub const VIEWS: &str = "second-level translation, and so rights of frames and views,";
-    pub const INJECTION: &str = "injection of faults and interrupts";
-    pub const STEPS: &str = "steps that the guest can't see";
-    pub const MSRS: &str = "MSRs of a vCPU to tell";
+    pub const EVENTS: &str = "Xen raises events of HVM and PVH guests, and this one is PV";
+    pub const VIEWS: &str =
+        "a PV guest has no second-level translation, and so neither rights of frames nor views";
+    pub const INJECTION: &str = "Xen injects into HVM and PVH guests, and this one is PV";
+    pub const STEPS: &str = "Xen steps HVM and PVH guests, and this one is PV";
+    pub const MSRS: &str = "Xen tells no tool the MSRs of a PV guest";
 }
