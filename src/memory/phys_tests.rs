@@ -18,6 +18,8 @@ struct Machine {
     limit: usize,
     lends: bool,
     reads: Mutex<u64>,
+    /// Where the guest's memory begins in the machine, if it is paravirtual.
+    machine: Option<u64>,
 }
 
 const LAYOUT: &[(u64, u64, RegionKind)] = &[
@@ -37,7 +39,8 @@ fn machine(limit: usize, lends: bool) -> Arc<Machine> {
     });
     let facts = Facts { driver: "test", name: None, arch: Arch::X86_64, vcpus: None, extra: Vec::new() };
     let map = Arc::new(MemoryMap::new(1, regions.collect()));
-    Arc::new(Machine { facts, map, bytes: Mutex::default(), limit, lends, reads: Mutex::default() })
+    let (bytes, reads) = (Mutex::default(), Mutex::default());
+    Arc::new(Machine { facts, map, bytes, limit, lends, reads, machine: None })
 }
 
 impl Machine {
@@ -88,6 +91,16 @@ impl Memory for Machine {
             take(&self.checked(gpa, bytes)?);
         }
         Ok(self.lends)
+    }
+    fn machine(&self) -> Option<&dyn MachineMemory> {
+        self.machine.map(|_| self as &dyn MachineMemory)
+    }
+}
+
+impl MachineMemory for Machine {
+    fn gpa(&self, machine: Gpa) -> Result<Gpa> {
+        let gpa = self.machine.and_then(|start| machine.0.checked_sub(start));
+        gpa.map(Gpa).ok_or_else(|| Error::new(ErrorKind::NotFound, "find", "none of the guest's"))
     }
 }
 
@@ -219,4 +232,23 @@ fn seeks_follow_the_map() {
     assert_eq!(seek(0x5000, false), Some(0x5000));
     assert_eq!(seek(0x8fff, false), Some(END));
     assert_eq!((seek(END, true), seek(END, false)), (None, None));
+}
+
+#[test]
+fn a_paravirtual_guests_tables_hold_the_machines_addresses() {
+    const START: u64 = 0x10_0000;
+    let mut guest = Arc::into_inner(machine(usize::MAX, false)).unwrap();
+    guest.machine = Some(START);
+    // A table a level, one below the other in one page, and a page that is not the guest's.
+    for (at, entry) in [(0, START + 0x1007), (0x1000, START + 0x2007), (0x2000, START + 0x1007), (0x1008, 0x5007)] {
+        guest.bytes.lock().extend((at..).zip(u64::to_le_bytes(entry)));
+    }
+    let memory = memory(&Arc::new(guest), 0, Holes::Zero);
+    let mode = vmtree_api::x86::PagingMode { cr0: 1 << 31, cr3: START, cr4: 1 << 5, efer: 0 };
+    let space = crate::memory::VirtualMemory::new(&memory, mode);
+    let found = space.translate(vmtree_api::Gva(0x123)).unwrap().unwrap();
+    assert_eq!((found.gpa, found.entries().len()), (Gpa(0x2123), 4));
+    assert!(space.translate(vmtree_api::Gva(0x1000)).is_err(), "that is another domain's");
+    assert_eq!(space.write(vmtree_api::Gva(0x800), &[7]).unwrap(), 1);
+    assert_eq!(read(&memory, 0x2800, 1).unwrap(), [7]);
 }
