@@ -240,7 +240,9 @@ fn a_paravirtual_guests_tables_hold_the_machines_addresses() {
     let mut guest = Arc::into_inner(machine(usize::MAX, false)).unwrap();
     guest.machine = Some(START);
     // A table a level, one below the other in one page, and a page that is not the guest's.
-    for (at, entry) in [(0, START + 0x1007), (0x1000, START + 0x2007), (0x2000, START + 0x1007), (0x1008, 0x5007)] {
+    for (at, entry) in
+        [(0, START + 0x1007), (0x1000, START + 0x2007), (0x2000, START + 0x1007), (0x1008, 0x5007)]
+    {
         guest.bytes.lock().extend((at..).zip(u64::to_le_bytes(entry)));
     }
     let memory = memory(&Arc::new(guest), 0, Holes::Zero);
