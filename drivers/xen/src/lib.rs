@@ -1,6 +1,7 @@
 //! Xen domains, HVM, PVH and PV, through Xen's own libraries. The libraries are behind the feature `libxen`; all else is here
 //! in every build, over traits that act like Xen.
 
+mod again;
 mod driver;
 mod error;
 pub mod events;

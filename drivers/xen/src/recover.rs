@@ -6,6 +6,7 @@ use vmtree_api::undo::entry;
 use vmtree_api::x86::Reg;
 use vmtree_api::{RegValue, Result};
 
+use crate::again::again;
 use crate::error::{is, number, refused};
 use crate::events::wire::{Response, flag};
 use crate::hypervisor::Hypervisor;
@@ -73,9 +74,9 @@ pub fn undo(xen: &mut dyn Hypervisor, text: &str) -> Result<()> {
         _ => {}
     };
     // Until all is as it was.
-    done("the domain can't be paused", xen.pause());
+    done("the domain can't be paused", again(|| xen.pause()));
     if noted(text, note::VIEWS).is_some_and(|words| words.first() == Some(&"on")) {
-        done("alternate views stay on", xen.set_views(false));
+        done("alternate views stay on", again(|| xen.set_views(false)));
     }
     let rights = match noted(text, note::RIGHTS).map(|words| numbers(&words)).as_deref() {
         Some([start, end]) => *start..*end,
@@ -87,16 +88,16 @@ pub fn undo(xen: &mut dyn Hypervisor, text: &str) -> Result<()> {
     }
     if let Some([first, count, max]) = noted(text, note::PAGES).map(|words| numbers(&words)).as_deref() {
         let frames: Vec<u64> = (*first..first.saturating_add((*count).min(1 << 20))).collect();
-        done("our pages stay in the domain", xen.remove(&frames));
-        done("the domain may have more pages than before", xen.set_max(*max));
+        done("our pages stay in the domain", again(|| xen.remove(&frames)));
+        done("the domain may have more pages than before", again(|| xen.set_max(*max)));
     }
     for vcpu in numbers(&noted(text, note::STILL).unwrap_or_default()) {
-        done("a vCPU stays paused", xen.unpause_vcpu(vcpu as u32));
+        done("a vCPU stays paused", again(|| xen.unpause_vcpu(vcpu as u32)));
     }
-    done("the domain stays paused", xen.unpause());
+    done("the domain stays paused", again(|| xen.unpause()));
     let pauses = numbers(&noted(text, note::PAUSED).unwrap_or_default()).first().copied().unwrap_or(0);
     for _ in 0..pauses.min(256) {
-        done("the domain stays paused", xen.unpause());
+        done("the domain stays paused", again(|| xen.unpause()));
     }
     result
 }
@@ -112,13 +113,13 @@ pub fn free_ring(
     writes: &[Write],
     rights: Range<u64>,
 ) -> std::io::Result<()> {
-    match xen.give_back() {
+    match again(|| xen.give_back()) {
         Err(error) if !is(&error, number::EINVAL) => return Err(error),
         _ => {}
     }
     for vcpu in 0..vcpus {
         // Where it is off already that is no error.
-        let _ = xen.single_step(vcpu, false);
+        let _ = again(|| xen.single_step(vcpu, false));
         if let Err(error) = wake_halted(&*xen, vcpu) {
             log::warn!("vCPU {vcpu} may have lost its timer: {error}");
         }
@@ -129,14 +130,15 @@ pub fn free_ring(
         }
     }
     // Xen counts who waits by vCPU: an answer in any ring lets them go.
-    xen.take()?;
-    if let Err(error) = xen.set_access(0, rights, ALL) {
+    again(|| xen.take())?;
+    if let Err(error) = again(|| xen.set_access(0, rights.clone(), ALL)) {
         log::error!("frames stay without rights: {error}");
     }
     for vcpu in 0..vcpus {
-        xen.respond(&Response { flags: flag::VCPU_PAUSED, vcpu, ..Response::default() }.slot())?;
+        let response = Response { flags: flag::VCPU_PAUSED, vcpu, ..Response::default() }.slot();
+        again(|| xen.respond(&response))?;
     }
-    xen.give_back()
+    again(|| xen.give_back())
 }
 
 fn put(xen: &dyn Hypervisor, write: &Write) -> Result<()> {

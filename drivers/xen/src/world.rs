@@ -8,6 +8,7 @@ use std::thread;
 use vmtree_api::undo::Undo;
 use vmtree_api::{ErrorKind, Host, Result, VcpuId};
 
+use crate::again::again;
 use crate::error::{self, is, number, refused};
 use crate::events::engine::Engine;
 use crate::hypervisor::{DomainInfo, Hypervisor};
@@ -194,7 +195,7 @@ impl World {
         if self.pauses == 0 {
             return Ok(());
         }
-        match self.xen.unpause() {
+        match again(|| self.xen.unpause()) {
             Err(error) if !is(&error, number::EINVAL) => {
                 let error = self.refused(op, "Xen does not resume the domain", error);
                 if error.kind() != ErrorKind::Gone {
@@ -250,7 +251,7 @@ impl World {
     /// Ends [`World::still_others`]; the domain must be paused.
     pub fn loose_others(&mut self, op: &'static str) {
         for other in std::mem::take(&mut self.still) {
-            if let Err(error) = self.xen.unpause_vcpu(other) {
+            if let Err(error) = again(|| self.xen.unpause_vcpu(other)) {
                 log::error!("{op}: vCPU {other} stays paused: {error}");
             }
         }

@@ -9,6 +9,7 @@ use vmtree_api::{Error, ErrorKind, Result};
 use super::armed::Armed;
 use super::engine::Lift;
 use super::wire::Response;
+use crate::again::again;
 use crate::error::{is, number};
 use crate::hypervisor::Intercept;
 use crate::views::rules::ALL;
@@ -107,7 +108,8 @@ impl World {
     /// # Errors
     /// Those of Xen.
     pub fn set_intercept(&mut self, what: Intercept, on: bool) -> Result<()> {
-        match self.xen.set(what, on) {
+        let set = || self.xen.set(what, on);
+        match if on { set() } else { again(set) } {
             Err(error) if !is(&error, number::EEXIST) => {
                 return Err(self.refused(
                     OP,
@@ -185,7 +187,8 @@ impl World {
             if is == should {
                 continue;
             }
-            if let Err(error) = self.xen.single_step(vcpu, should) {
+            let set = || self.xen.single_step(vcpu, should);
+            if let Err(error) = if should { set() } else { again(set) } {
                 return Err(self.refused(op, format!("Xen does not step vCPU {vcpu}"), error));
             }
             if should {
@@ -227,7 +230,7 @@ impl World {
     fn restore_lift(&mut self) {
         let Some(lift) = self.events.lift.take() else { return };
         let access = self.views.views.get(&0).map_or(ALL, |view| view.rights.at(lift.frame));
-        if let Err(error) = self.xen.set_access(0, lift.frame..lift.frame + 1, access) {
+        if let Err(error) = again(|| self.xen.set_access(0, lift.frame..lift.frame + 1, access)) {
             log::error!("the rights of frame {:#x} are lost: {error}", lift.frame);
         }
         self.loose_others(OP);

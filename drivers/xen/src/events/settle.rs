@@ -8,6 +8,7 @@ use vmtree_api::{ErrorKind, RegValue};
 
 use super::engine::Answered;
 use super::wire::{Cause, control};
+use crate::again::again;
 use crate::hypervisor::{Intercept, Ran};
 use crate::world::{World, note};
 
@@ -85,7 +86,7 @@ impl World {
         let given = self.paused(OP, |world| {
             while world.take_events() {}
             world.drop_gone_on();
-            world.xen.give_back().map_err(|error| world.refused(OP, "Xen keeps it", error))?;
+            again(|| world.xen.give_back()).map_err(|error| world.refused(OP, "Xen keeps it", error))?;
             world.events.taken = false;
             world.events.holds_writes = false;
             world.do_lost();

@@ -124,7 +124,7 @@ impl Ring {
     /// Answers a request.
     ///
     /// # Errors
-    /// Xen can't be told.
+    /// Xen can't be told; it is not answered.
     pub fn respond(&mut self, response: &Slot) -> Result<()> {
         // SAFETY: a slot is bytes, and this one holds a request that was taken.
         unsafe { self.slot(self.answered).write_volatile(*response) };
@@ -132,7 +132,13 @@ impl Ring {
         self.counter(RESPONSES).store(self.answered, Ordering::Release);
         let channel = self.channel.handle.as_ptr();
         // SAFETY: the handle is open.
-        done(unsafe { c::xenevtchn_notify(channel, self.channel.port) }).map(drop)
+        let told = done(unsafe { c::xenevtchn_notify(channel, self.channel.port) });
+        if told.is_err() {
+            // Xen looks at the ring when it is told.
+            self.answered = self.answered.wrapping_sub(1);
+            self.counter(RESPONSES).store(self.answered, Ordering::Release);
+        }
+        told.map(drop)
     }
 }
 

@@ -365,6 +365,7 @@ impl Monitor for Fake {
         if state.strict && state.pauses == 0 {
             // It goes on at once.
             *state.ran.entry(vcpu).or_default() += 1;
+            state.injected.retain(|(other, _)| *other != vcpu);
         }
         self.0.changed.notify_all();
         Ok(())

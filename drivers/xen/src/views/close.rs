@@ -3,6 +3,7 @@
 use vmtree_api::ViewId;
 
 use super::book::View;
+use crate::again::again;
 use crate::events::window::Windows;
 use crate::world::{World, note};
 
@@ -17,7 +18,7 @@ impl World {
             return;
         }
         if !self.views.found
-            && let Err(error) = self.xen.set_views(false)
+            && let Err(error) = again(|| self.xen.set_views(false))
         {
             log::error!("alternate views stay on: {error}");
             return;
@@ -35,13 +36,13 @@ impl World {
         for view in views.iter().filter(|view| view.xen != 0 && !view.shown.is_empty()) {
             for xen in [Some(view.xen), view.open].into_iter().flatten() {
                 for (frame, shown) in &view.shown {
-                    if let Err(error) = self.xen.change(xen, *frame, Some(shown.frame())) {
+                    if let Err(error) = again(|| self.xen.change(xen, *frame, Some(shown.frame()))) {
                         log::error!("{OP}: {error}");
                     }
                 }
             }
             for (frames, access) in view.rights.iter() {
-                if let Err(error) = self.xen.set_access(view.xen, frames.clone(), *access) {
+                if let Err(error) = again(|| self.xen.set_access(view.xen, frames.clone(), *access)) {
                     log::error!("{OP}: {error}");
                 }
             }

@@ -3,6 +3,7 @@
 use vmtree_api::{Error, ErrorKind, PAGE_SIZE, Result};
 
 use super::book::Copies;
+use crate::again::again;
 use crate::error::refused;
 use crate::world::{World, note};
 
@@ -68,11 +69,11 @@ impl World {
         let added = self.views.added();
         self.shared.memory.set_ours(Vec::new());
         if !added.is_empty()
-            && let Err(error) = self.xen.remove(&added)
+            && let Err(error) = again(|| self.xen.remove(&added))
         {
             log::error!("{} pages stay in the domain: {error}", added.len());
         }
-        if let Err(error) = self.xen.set_max(self.views.copies.max) {
+        if let Err(error) = again(|| self.xen.set_max(self.views.copies.max)) {
             log::error!("the domain may have more pages than before: {error}");
         }
         self.info.pages = self.info.pages.saturating_sub(added.len() as u64);
