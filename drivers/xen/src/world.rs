@@ -179,7 +179,7 @@ impl World {
     /// The domain runs on.
     pub fn pause(&mut self, op: &'static str) -> Result<()> {
         self.note(note::PAUSED, &(self.pauses + 1).to_string())?;
-        if let Err(error) = self.xen.pause() {
+        if let Err(error) = again(|| self.xen.pause()) {
             self.note_pauses();
             return Err(self.refused(op, "Xen does not pause the domain", error));
         }

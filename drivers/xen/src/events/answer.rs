@@ -11,6 +11,7 @@ use super::decode::{merged, violated};
 use super::engine::{Answered, Away, Parked};
 use super::table::{self, Act, Facts, Plan, Stage};
 use super::wire::{Cause, General, Response, flag};
+use crate::again::again;
 use crate::error::{is, number};
 use crate::hypervisor::{Ran, Trap};
 use crate::injection;
@@ -268,13 +269,15 @@ impl World {
     /// How long a held vCPU has run, once it stands still: it tells of its event before it has stopped.
     pub fn stood(&self, vcpu: u32) -> Option<u64> {
         let since = Instant::now();
-        loop {
-            match self.xen.ran(vcpu) {
+        for look in 0.. {
+            match again(|| self.xen.ran(vcpu)) {
                 Ok(Ran::For(time)) => return Some(time),
-                Ok(Ran::On) if since.elapsed() < STOPS => thread::yield_now(),
-                _ => return None,
+                // This thread itself may have stood still for long.
+                Ok(Ran::On) if look < 100 || since.elapsed() < STOPS => thread::yield_now(),
+                _ => break,
             }
         }
+        None
     }
 
     /// Keeps in mind what Xen has yet to do.

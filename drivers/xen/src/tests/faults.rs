@@ -49,8 +49,8 @@ impl Session<'_> {
     /// Xen asks, and this is the answer; what is refused is answered otherwise.
     fn event(&mut self, slot: Slot, verdict: Verdict) {
         let ring = self.xen.state.lock().ring;
-        // Xen asks nobody who does not listen.
-        if !ring {
+        // Xen asks nobody who does not listen, and not for a vCPU that is held already.
+        if !ring || !self.is_answered() {
             return;
         }
         self.xen.ask(slot);
@@ -59,6 +59,19 @@ impl Session<'_> {
             self.failed.push(refused.error.to_string());
             drop(refused.held);
         }
+    }
+
+    /// Answers what the fault has left unanswered.
+    fn is_answered(&mut self) -> bool {
+        for _ in 0..50 {
+            let state = self.xen.state.lock();
+            if state.waiting == 0 && state.requests.is_empty() {
+                return true;
+            }
+            drop(state);
+            drop(self.step(|driver| driver.events().unwrap().next(SOON)));
+        }
+        false
     }
 
     /// The event, if the fault did not do away with it.
@@ -109,7 +122,9 @@ impl Session<'_> {
         }
         drop(pause);
         // It is held when all ends.
-        self.xen.ask(write(1, 0x4000));
+        if self.xen.state.lock().ring && self.is_answered() {
+            self.xen.ask(write(1, 0x4000));
+        }
     }
 
     fn views(&mut self) {
