@@ -80,6 +80,7 @@ const KNOWN: &[Mnemonic] = &[
     Mnemonic::Sysretq,
     Mnemonic::Swapgs,
     Mnemonic::Hlt,
+    Mnemonic::Pause,
     Mnemonic::Cli,
     Mnemonic::Sti,
     // SSE moves.
