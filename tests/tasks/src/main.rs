@@ -56,9 +56,24 @@ const TASKS: &[Task] = &[
     },
     Task {
         name: "kvmi",
-        about: "the kvmi driver over the lab's libkvmi and endpoint",
+        about: "the kvmi driver over the lab's libkvmi and endpoint, with two vCPUs",
         needs: "pkg-config",
-        command: &["env", "VMTREE_ROUGH=11", "tests/labs/kvmi/lab.sh", "run"],
+        command: &[
+            "env",
+            "VMTREE_ROUGH=11",
+            "tests/labs/kvmi/lab.sh",
+            "run",
+            "--skip",
+            "one_vcpu",
+            "--skip",
+            "four_vcpus",
+        ],
+    },
+    Task {
+        name: "xen",
+        about: "the driver of Xen domains: a real Xen in Bochs, the checks that are of what it alone does",
+        needs: "mmdebstrap",
+        command: &["tests/labs/xen/ci.sh"],
     },
     Task {
         name: "doc",
