@@ -38,6 +38,17 @@ fn the_suite_passes_in_dom0_on_bochs() {
     assert!(said.contains("T|suite-views-switch|ok|") && said.contains("T|suite-slat-watch|ok|"), "{said}");
 }
 
+/// An HVM domain has a device model, which is a QEMU in dom0.
+#[test]
+fn an_hvm_domain_with_a_device_model_in_dom0_in_qemu() {
+    let checks = ["run", "qemu", "hvm", "tree", "memory", "registers-o", "registers-p", "registers-w", "pause"];
+    let Some(said) = lab("an_hvm_domain_with_a_device_model_in_dom0_in_qemu", &checks) else { return };
+    assert!(told(&said, "ok") >= 22, "{said}");
+    for check in ["model", "listed", "map", "hole", "registers", "ports", "left"] {
+        assert!(said.contains(&format!("T|{check}|ok|")), "{check}: {said}");
+    }
+}
+
 /// Without VMX Xen has neither rights of frames nor views: what is left works all the same. Not there: the guest's own reads
 /// of MSRs, because TCG gives it Xen's PAT.
 #[test]

@@ -4,6 +4,7 @@
 #
 #   checks.sh [emu|debian|vcpus=N] [CHECK...]    what is mounted (the conformance guest, with N vCPUs), and how the names of the
 #                                                suite's checks begin
+#   checks.sh hvm [CHECK...]                     the conformance guest in an HVM domain
 set -u
 # shellcheck source=tests/labs/xen/lib.sh
 . /lab/lib.sh
@@ -12,6 +13,7 @@ kind=guest
 vcpus=1
 case ${1:-} in
 emu | debian) kind=$1 && shift ;;
+hvm) kind=hvm && shift ;;
 vcpus=*) vcpus=${1#vcpus=} && shift ;;
 esac
 mnt=/mnt/vm
@@ -155,5 +157,11 @@ debian)
     check lives domain_lives debian
     ;;
 esac
+[ "$kind" != hvm ] || {
+    # shellcheck source=tests/labs/xen/hvm.sh
+    . /lab/hvm.sh
+    source=xen:hvm
+    hvm_checks "$@"
+}
 tell end ok "$(now) s after dom0's start"
 [ ! -e "$failed" ]

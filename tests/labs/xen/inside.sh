@@ -4,6 +4,7 @@
 #
 #   inside.sh dom0            the part that stays: busybox, Xen's tools, modules, init; to /lab/dom0.cpio
 #   inside.sh python          Python, to standard output
+#   inside.sh model           Xen's QEMU, unpacked in /lab/model, to standard output
 #   inside.sh ours FILE...    FILEs to dom0's /lab, programs among them with their libraries; to standard output
 set -eu
 
@@ -70,6 +71,26 @@ python() {
     with_libraries "$root" "$program" "$library/os.py"
     for name in __init__ aliases ascii latin_1 utf_8; do with_libraries "$root" "$library/encodings/$name.py"; done
     ln -s "$program" "$root/usr/bin/python3"
+    chmod 755 "$root"
+    archive "$root"
+    rm -r "$root"
+}
+
+# The device model of HVM domains, with the libraries that came with it.
+model() {
+    root=$(mktemp -d)
+    merged "$root"
+    program=/lab/model/usr/libexec/xen-qemu-system-i386
+    {
+        echo "$program"
+        # It starts with no screen, and reads this all the same.
+        find /lab/model/usr/share/qemu/keymaps -name en-us -o -name common -o -name modifiers
+        LD_LIBRARY_PATH=$(dirname "$(find /lab/model -name 'libc.so.6')") libraries "$program"
+    } | while read -r part; do
+        to=$root${part#/lab/model}
+        mkdir -p "${to%/*}"
+        cp -L "$part" "$to"
+    done
     chmod 755 "$root"
     archive "$root"
     rm -r "$root"

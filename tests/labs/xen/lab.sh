@@ -7,11 +7,12 @@
 #   tests/labs/xen/lab.sh script bochs|qemu FILE...   boot, run the first FILE in dom0 by sh, print its console, exit with its
 #                                                     exit code. All FILEs lie in dom0's /lab, programs with their libraries,
 #                                                     beside vmtree, vmtree-conformance, guest.elf and lib.sh (source it)
-#   tests/labs/xen/lab.sh run bochs|qemu [vcpus=N|emu|debian] [CHECK...]
+#   tests/labs/xen/lab.sh run bochs|qemu [vcpus=N|emu|debian|hvm] [CHECK...]
 #                                                     boot, start the conformance guest (with 1 vCPU), mount it in dom0, run the
 #                                                     suite's checks (those whose names begin as CHECK); a line a check:
 #                                                     T|NAME|ok, absent or FAILED|DETAIL. Exit 0 if none failed. emu: the built-in
 #                                                     machine instead; debian: Debian's kernel, and the tracer of the docs
+#                                                     hvm: an HVM domain with a device model
 #   tests/labs/xen/lab.sh shell                       dom0 in QEMU with a shell on this terminal; Ctrl-A X ends it
 #   tests/labs/xen/lab.sh inside COMMAND...           a command in the Debian root: /src is this source (read-only), /lab the
 #                                                     lab's folder, cargo builds into /lab/target. cargo check -p vmtree-xen
@@ -87,6 +88,17 @@ prepare() {
     fi
 }
 
+# Xen's QEMU with its libraries, unpacked: HVM domains alone need it.
+prepare_model() {
+    [ ! -e "$lab/model/usr/libexec/xen-qemu-system-i386" ] || return 0
+    echo "fetching Xen's QEMU: half a minute" >&2
+    mmdebstrap --quiet --mode=root --variant=extract --aptopt='APT::Install-Recommends "false"' \
+        --aptopt='Acquire::Languages "none"' --aptopt='Acquire::Retries "5"' --include=qemu-system-xen trixie \
+        "$work/model" "$(mirror)" >&2
+    rm -rf "$lab/model"
+    mv -T "$work/model" "$lab/model"
+}
+
 # vmtree with its driver for Xen, for the root's libraries.
 build() {
     [ "${VMTREE_LAB_BUILD:-yes}" = yes ] || return 0
@@ -124,6 +136,11 @@ run() {
         in_root /src/tests/labs/xen/inside.sh python > "$work/python"
         set -- "$guest/vmlinuz" "$guest/initrd.gz" "$top/docs/examples/syscalls.py"
         ;;
+    hvm)
+        prepare_model
+        in_root /src/tests/labs/xen/inside.sh model > "$work/python"
+        set -- "$here/hvm.sh"
+        ;;
     *) set -- ;;
     esac
     script "$machine" "$work/checks" "$here/checks.sh" "$here/ends.sh" "$@"
@@ -141,7 +158,7 @@ add_files() {
 }
 
 usage() {
-    sed -n '2,24s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,25s/^# \{0,1\}//p' "$0" >&2
     exit 2
 }
 

@@ -11,10 +11,10 @@ await() {
     done
 }
 
-# A PVH domain named $1; further arguments are lines of its configuration.
+# A domain named $1, PVH or of the type $type; further arguments are lines of its configuration.
 domain() {
     config=/run/$1.cfg
-    printf '%s\n' "name=\"$1\"" 'type="pvh"' 'on_crash="destroy"' 'on_reboot="destroy"' > "$config"
+    printf '%s\n' "name=\"$1\"" "type=\"${type:-pvh}\"" 'on_crash="destroy"' 'on_reboot="destroy"' > "$config"
     shift
     printf '%s\n' "$@" >> "$config"
     xl create -q "$config"
