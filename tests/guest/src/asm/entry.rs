@@ -26,6 +26,7 @@ pub fn emit(a: &mut CodeAssembler, l: &mut Labels) -> Emit {
     shared(a, l)?;
     a.mov(at(layout::boot::READY), 1)?;
     place(a, &mut other)?;
+    a.pause()?;
     a.cmp(at(layout::boot::READY), 0)?;
     a.jne(ready)?;
     a.jmp(other)?;

@@ -238,7 +238,8 @@ fn others(a: &mut CodeAssembler, l: &mut Labels) -> Emit {
     a.mov(byte_ptr(rcx + layout::boot::PRESENT as i32), 1)?;
     a.lock().inc(at(layout::boot::ARRIVED))?;
     place(a, &mut wait)?;
-    // Without it Bochs takes no interrupt in so short a loop.
+    // Bochs takes no interrupt in a guest that has them off, so its only processor would do nothing else: Xen takes it away by
+    // PAUSE-loop exiting.
     a.pause()?;
     a.cmp(at(layout::boot::VCPUS), 0)?;
     a.je(wait)?;

@@ -82,6 +82,7 @@ fn send(a: &mut CodeAssembler, l: &mut Labels, command: u32, counter: Counter) -
         a.mov(dword_ptr(r10), command)?;
         a.mov(rcx, qword_ptr(r15 + 8 * Counter::Ticks as i32))?;
         place(a, &mut wait)?;
+        a.pause()?;
         a.cmp(rdx, qword_ptr(r9))?;
         a.jne(came)?;
         a.mov(rax, qword_ptr(r15 + 8 * Counter::Ticks as i32))?;
