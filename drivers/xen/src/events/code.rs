@@ -171,7 +171,9 @@ mod tests {
         #[test]
         fn any_bytes_are_decoded_or_not(bytes in proptest::collection::vec(any::<u8>(), 0..16), bits in 0_u32..80) {
             if let Some(instruction) = decode(&bytes, bits, 0) {
-                let _ = writes(&instruction);
+                let only = only_writes(&instruction);
+                prop_assert!(!only || writes(&instruction).is_some());
+                let _ = sources(&instruction, &Mode::default(), &General::default());
             }
         }
     }
