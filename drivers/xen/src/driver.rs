@@ -95,7 +95,7 @@ pub fn open_domain(opening: Opening, host: Arc<dyn Host>) -> Result<Box<dyn Driv
             injection: Err(pv::missing(lacks::INJECTION)),
             registers: Box::new(pv::registers::Access::new(ours())),
             memory: Arc::new(PvMemory::new(memory, ours())),
-            execution: Vm { owner, steps: false },
+            execution: Vm { owner, steps: Err(pv::missing(lacks::STEPS)) },
             facts,
         }));
     }
@@ -105,7 +105,7 @@ pub fn open_domain(opening: Opening, host: Arc<dyn Host>) -> Result<Box<dyn Driv
         views: if can.views { Ok(views()) } else { Err(offers::no_views()) },
         injection: Ok(Injector(ours())),
         registers: Box::new(Access::new(ours())),
-        execution: Vm { owner, steps: true },
+        execution: Vm { owner, steps: offers::steps(can) },
         facts,
         memory,
     }))

@@ -5,7 +5,6 @@ use std::sync::{Arc, Weak};
 use vmtree_api::{Cancel, Error, ErrorKind, Execution, Missing, Pause, Result, RunState, VcpuId};
 
 use crate::owner::{Owner, ask};
-use crate::pv::{self, lacks};
 use crate::world::World;
 
 /// How many pauses of others are taken back at most.
@@ -15,8 +14,8 @@ const MANY: usize = 256;
 pub struct Vm {
     /// Who does it.
     pub owner: Arc<Owner>,
-    /// Whether Xen can step it.
-    pub steps: bool,
+    /// Whether Xen can step it, or why not.
+    pub steps: std::result::Result<(), Missing>,
 }
 
 /// Ends a pause that was begun in `epoch`, if it still counts.
@@ -80,7 +79,7 @@ impl Execution for Vm {
     }
 
     fn steps(&self) -> std::result::Result<(), Missing> {
-        if self.steps { Ok(()) } else { Err(pv::missing(lacks::STEPS)) }
+        self.steps.clone()
     }
 
     fn step(&self, vcpu: VcpuId, count: u64, cancel: &Cancel) -> Result<u64> {

@@ -41,13 +41,15 @@ fn bit(kind: EventKind) -> Option<u32> {
     }
 }
 
+/// What Xen does by hardware that is not there.
+fn hardware(what: &str) -> Missing {
+    Missing::new(format!("Xen does not {what} on this processor"))
+        .cure("it does with VMX and EPT: use a host with an Intel processor")
+}
+
 /// Why a kind, or a way of it, is not there.
 fn missing(kind: EventKind, way: Way, can: Can) -> Option<Missing> {
     use EventKind::*;
-    let hardware = |what: &str| {
-        Missing::new(format!("Xen does not {what} on this processor"))
-            .cure("it does with VMX and EPT: use a host with an Intel processor")
-    };
     match (kind, way) {
         (Cr8, _) => Some(Missing::new("Xen leaves CR8 to the hardware: no access to it ends in Xen")),
         (Dr, _) => Some(Missing::new(
@@ -76,6 +78,14 @@ fn action(kind: EventKind, action: Action, can: Can) -> Option<std::result::Resu
         (Action::View, _) if !can.views => Some(Err(no_views())),
         _ => Some(Ok(())),
     }
+}
+
+/// Whether vCPUs can be stepped, or why not.
+///
+/// # Errors
+/// Why not.
+pub fn steps(can: Can) -> std::result::Result<(), Missing> {
+    if can.events >> bit::SINGLESTEP & 1 == 1 { Ok(()) } else { Err(hardware("step vCPUs")) }
 }
 
 /// Why there are no alternate views.
@@ -114,6 +124,8 @@ mod tests {
             let offer = whole.iter().find(|offer| offer.kind == kind).unwrap();
             offer.ways.iter().filter(|(_, seen)| seen.is_ok()).count()
         };
+        let can = |events| Can { events, rights: false, views: false };
+        assert!(steps(can(1 << bit::SINGLESTEP)).is_ok() && steps(can(!(1 << bit::SINGLESTEP))).is_err());
         use EventKind::*;
         let counts = [(Cr0, 1), (Cr8, 0), (Xcr0, 1), (Dr, 0), (Msr, 1), (Interrupt, 0), (Slat, 3), (Io, 2)];
         for (kind, count) in counts {
