@@ -38,10 +38,35 @@ fn the_suite_passes_in_dom0_on_bochs() {
     assert!(said.contains("T|suite-views-switch|ok|") && said.contains("T|suite-slat-watch|ok|"), "{said}");
 }
 
+/// A PV guest needs no hardware virtualization, and has what needs none.
+#[test]
+fn memory_and_registers_of_a_pv_guest_in_dom0_in_qemu() {
+    let Some(said) = lab("memory_and_registers_of_a_pv_guest_in_dom0_in_qemu", &["run", "qemu", "pv"]) else {
+        return;
+    };
+    let checks = [
+        "early",
+        "boots",
+        "ram",
+        "lacks",
+        "banner",
+        "tables",
+        "registers",
+        "writes",
+        "pause",
+        "change",
+        "seen-again",
+    ];
+    for check in checks.iter().chain(&["balloon", "destroyed", "left"]) {
+        assert!(said.contains(&format!("T|{check}|ok|")), "{check}: {said}");
+    }
+}
+
 /// An HVM domain has a device model, which is a QEMU in dom0.
 #[test]
 fn an_hvm_domain_with_a_device_model_in_dom0_in_qemu() {
-    let checks = ["run", "qemu", "hvm", "tree", "memory", "registers-o", "registers-p", "registers-w", "pause"];
+    let checks =
+        ["run", "qemu", "hvm", "tree", "memory", "registers-o", "registers-p", "registers-w", "pause"];
     let Some(said) = lab("an_hvm_domain_with_a_device_model_in_dom0_in_qemu", &checks) else { return };
     assert!(told(&said, "ok") >= 22, "{said}");
     for check in ["model", "listed", "map", "hole", "registers", "ports", "left"] {

@@ -2,8 +2,8 @@
 # shellcheck shell=dash
 # What is checked in dom0, a line a check: T|NAME|ok, absent or FAILED|DETAIL.
 #
-#   checks.sh [emu|debian|vcpus=N] [CHECK...]    what is mounted (the conformance guest, with N vCPUs), and how the names of the
-#                                                suite's checks begin
+#   checks.sh [emu|debian|pv|vcpus=N] [CHECK...]    what is mounted (the conformance guest, with N vCPUs), and how the
+#                                                   names of the suite's checks begin
 #   checks.sh hvm [CHECK...]                     the conformance guest in an HVM domain
 set -u
 # shellcheck source=tests/labs/xen/lib.sh
@@ -12,7 +12,7 @@ set -u
 kind=guest
 vcpus=1
 case ${1:-} in
-emu | debian) kind=$1 && shift ;;
+emu | debian | pv) kind=$1 && shift ;;
 hvm) kind=hvm && shift ;;
 vcpus=*) vcpus=${1#vcpus=} && shift ;;
 esac
@@ -155,6 +155,14 @@ debian)
     source=xen:debian
     check start debian debian && check says await 300 debian_says && trace
     check lives domain_lives debian
+    ;;
+pv)
+    # shellcheck source=tests/labs/xen/ends.sh
+    . /lab/ends.sh
+    # shellcheck source=tests/labs/xen/pv.sh
+    . /lab/pv.sh
+    source=xen:pv
+    pv_checks
     ;;
 esac
 [ "$kind" != hvm ] || {

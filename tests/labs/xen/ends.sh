@@ -54,7 +54,7 @@ destroyed_under_the_mount() {
     # Its own message is wanted.
     (while said=$(dd bs=8 count=1 <&4 2>&1 >/dev/null); do :; done && echo "$said" > /run/said) &
     exec 4<&-
-    xl destroy guest
+    xl destroy "${1:-guest}"
     wait
     cat /run/said
     await 20 gone && grep -q 'No such device' /run/said

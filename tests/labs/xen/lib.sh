@@ -11,13 +11,14 @@ await() {
     done
 }
 
-# A domain named $1, PVH or of the type $type; further arguments are lines of its configuration.
+# A domain named $1, PVH or of the type $type, that waits for xl unpause if there is a $paused; further arguments are lines of
+# its configuration.
 domain() {
     config=/run/$1.cfg
     printf '%s\n' "name=\"$1\"" "type=\"${type:-pvh}\"" 'on_crash="destroy"' 'on_reboot="destroy"' > "$config"
     shift
     printf '%s\n' "$@" >> "$config"
-    xl create -q "$config"
+    xl create ${paused:+-p} -q "$config"
 }
 
 # The guest of tests/guest as the domain $1, with $2 vCPUs. Ticks that it missed while it was paused don't come afterwards,
