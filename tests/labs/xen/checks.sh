@@ -52,6 +52,10 @@ suite() {
     vmtree-conformance "$mnt" "$@" 2>&1 | while read -r word rest; do
         took="$(($(now) - begun)) s"
         begun=$(now)
+        case "$word $rest" in
+        # Its loop has interrupts off, and Bochs takes none from a guest then: nothing else runs, neither Xen nor dom0, until it ends.
+        "FAILED inject-nmi: "*over*) [ "${machine:-}" != bochs ] || word=absent ;;
+        esac
         case $word in
         ok) tell "suite-$rest" ok "$took" ;;
         absent | FAILED) tell "suite-${rest%%:*}" "$word" "${rest#*: } ($took)" ;;

@@ -129,7 +129,7 @@ script() {
 run() {
     machine=$1
     shift
-    echo "sh /lab/checks.sh $*" > "$work/checks"
+    echo "machine=$machine sh /lab/checks.sh $*" > "$work/checks"
     shown='/^T|/p'
     case ${1:-} in
     debian)
