@@ -17,14 +17,18 @@ use crate::sys::store::Store;
 
 const OP: &str = "open xen";
 
-/// All domains, and their numbers and names.
-fn named() -> Result<(Vec<DomainInfo>, Vec<(u32, Option<String>)>)> {
+/// All domains that are not being destroyed.
+fn domains() -> Result<Vec<DomainInfo>> {
     let mut domains = sys::domains().map_err(|error| refused(OP, unreached(), error))?;
     domains.retain(|info| !info.dying);
+    Ok(domains)
+}
+
+/// Their numbers and names.
+fn names(domains: &[DomainInfo]) -> Vec<(u32, Option<String>)> {
     let store = Store::open().ok();
     let name = |info: &DomainInfo| store.as_ref().and_then(|store| store.name(info.domid));
-    let names = domains.iter().map(|info| (info.domid, name(info))).collect();
-    Ok((domains, names))
+    domains.iter().map(|info| (info.domid, name(info))).collect()
 }
 
 /// What the domain has beside others if it is PV.
@@ -61,7 +65,8 @@ pub fn open(mut source: Source, host: Arc<dyn Host>) -> Result<Box<dyn Driver>> 
         }
     };
     source.finish(&["mapped", "ring"])?;
-    let (domains, names) = named()?;
+    let domains = domains()?;
+    let names = names(&domains);
     let domid = target.pick(&names)?;
     let info = domains.iter().find(|info| info.domid == domid);
     let pv = info.map_or(Ok(None), paravirtual)?;
