@@ -253,6 +253,17 @@ mod tests {
     }
 
     #[test]
+    fn what_is_too_old_to_be_used_is_dropped() {
+        let (ram, mappings) = mappings(8 << 20);
+        mappings.read(0x5000, &mut [0]).unwrap();
+        mappings.drop_old();
+        assert_eq!(ram.alive(), 1);
+        std::thread::sleep(AGE);
+        mappings.drop_old();
+        assert_eq!(ram.alive(), 0);
+    }
+
+    #[test]
     fn a_dropped_mapping_is_not_the_old_memory() {
         let (ram, mappings) = mappings(8 << 20);
         mappings.write(0x3000, b"old").unwrap();
@@ -274,6 +285,23 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn what_is_written_once_is_read(gpa in 0_u64..600 * PAGE, length in 0_usize..3 << 20, value in 1_u8..) {
+            let (ram, mappings) = mappings(1 << 20);
+            let there = length.min((600 * PAGE - gpa) as usize);
+            prop_assert_eq!(mappings.write_once(gpa, &vec![value; length]).unwrap(), there);
+            prop_assert_eq!(ram.alive(), 0);
+            let mut back = vec![0; there];
+            prop_assert_eq!(mappings.read(gpa, &mut back).unwrap(), there);
+            prop_assert!(back.iter().all(|byte| *byte == value));
+            let mut beside = [9];
+            if gpa > 0 {
+                mappings.read(gpa - 1, &mut beside).unwrap();
+                prop_assert_eq!(beside, [0]);
+            }
+            prop_assert!(mappings.write_once(600 * PAGE, &[1]).is_err());
+        }
+
         #[test]
         fn what_is_written_is_read(gpa in 0_u64..600 * PAGE - 10000, data in proptest::collection::vec(any::<u8>(), 1..9000)) {
             let (_ram, mappings) = mappings(1 << 20);
