@@ -11,7 +11,7 @@ use vmtree_api::{
     Arch, Driver, Error, ErrorKind, Execution, Facts, Host, Memory, Missing, Registers, Result,
 };
 
-use crate::error::refused;
+use crate::error::{is, number, refused};
 use crate::events::offers::{self, Can};
 use crate::events::queue::Queue;
 use crate::events::source::Events;
@@ -116,9 +116,20 @@ fn find(world: &mut World) -> Result<Found> {
     let highest = world.highest().map_err(told)?;
     let width = if world.info.hvm { WIDE } else { world.xen.width().map_err(told)? };
     let events = world.xen.events().unwrap_or(0);
-    let can = Can { events, rights: world.xen.rights().is_ok(), views: world.views.can };
+    world.alone = world.info.vcpus == 1 || pauses_one(&*world.xen);
+    let alone = world.alone;
+    let can = Can { events, rights: world.xen.rights().is_ok(), views: world.views.can, alone };
     let (queue, current) = (Arc::clone(&world.events.queue), Arc::clone(&world.views.current));
     Ok(Found { info: world.info, highest, can, queue, current, width })
+}
+
+/// Whether this Xen can pause one vCPU: asked while the domain runs, when it must not.
+fn pauses_one(xen: &dyn Hypervisor) -> bool {
+    match xen.pause_vcpu(0) {
+        Err(error) => is(&error, number::EBUSY),
+        // Somebody else has paused the domain.
+        Ok(()) => xen.unpause_vcpu(0).is_ok(),
+    }
 }
 
 /// What the owner thread tells of a domain.

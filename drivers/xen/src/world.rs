@@ -41,6 +41,8 @@ pub struct World {
     pub epoch: u64,
     /// vCPUs that are paused each by itself.
     pub still: Vec<u32>,
+    /// One vCPU can run alone.
+    pub alone: bool,
     /// Events.
     pub events: Engine,
     /// Views and rights.
@@ -80,7 +82,7 @@ impl World {
         let on = xen.views();
         views.can = on.is_ok() && xen.rights().is_ok();
         views.found = on.is_ok_and(|on| on);
-        Ok(Self { xen, info, undo, pauses, held_pauses, epoch, still, events, views, shared })
+        Ok(Self { xen, info, undo, pauses, held_pauses, epoch, still, alone: true, events, views, shared })
     }
 
     /// Notes what would have to be undone in this domain if we were killed.

@@ -208,7 +208,13 @@ impl World {
     pub fn lift_frame(&mut self, vcpu: u32, frame: u64, _response: &mut Response) -> Result<()> {
         self.finish_lift();
         self.pause(OP)?;
-        let lifted = self.still_others(OP, vcpu).and_then(|()| {
+        let still = if self.alone {
+            self.still_others(OP, vcpu)
+        } else {
+            log::warn!("other vCPUs may access frame {frame:#x} unseen, for an instruction of vCPU {vcpu}");
+            Ok(())
+        };
+        let lifted = still.and_then(|()| {
             self.xen
                 .set_access(0, frame..frame + 1, ALL)
                 .map_err(|error| self.refused(OP, "Xen does not lift the rights of a frame", error))

@@ -24,6 +24,8 @@ pub struct Can {
     pub rights: bool,
     /// It may have alternate views.
     pub views: bool,
+    /// One vCPU can run alone: it has one only, or Xen pauses single ones.
+    pub alone: bool,
 }
 
 fn bit(kind: EventKind) -> Option<u32> {
@@ -85,7 +87,14 @@ fn action(kind: EventKind, action: Action, can: Can) -> Option<std::result::Resu
 /// # Errors
 /// Why not.
 pub fn steps(can: Can) -> std::result::Result<(), Missing> {
-    if can.events >> bit::SINGLESTEP & 1 == 1 { Ok(()) } else { Err(hardware("step vCPUs")) }
+    match (can.events >> bit::SINGLESTEP & 1 == 1, can.alone) {
+        (true, true) => Ok(()),
+        (true, false) => Err(Missing::new(
+            "this Xen can't pause one vCPU of several, so the others would run on while one steps; events/singlestep works",
+        )
+        .cure("give the domain one vCPU, or use a Xen that was built with GDBSX, which Debian's was not")),
+        (false, _) => Err(hardware("step vCPUs")),
+    }
 }
 
 /// Why there are no alternate views.
@@ -117,14 +126,15 @@ mod tests {
 
     #[test]
     fn what_is_offered_follows_what_xen_can() {
-        let none = all(Can { events: 0, rights: false, views: false });
+        let none = all(Can { events: 0, rights: false, views: false, alone: true });
         assert!(none.iter().all(|offer| offer.ways.iter().all(|(_, seen)| seen.is_err())));
-        let whole = all(Can { events: 0x3fff, rights: true, views: true });
+        let whole = all(Can { events: 0x3fff, rights: true, views: true, alone: true });
         let seen = |kind: EventKind| {
             let offer = whole.iter().find(|offer| offer.kind == kind).unwrap();
             offer.ways.iter().filter(|(_, seen)| seen.is_ok()).count()
         };
-        let can = |events| Can { events, rights: false, views: false };
+        let can = |events| Can { events, rights: false, views: false, alone: true };
+        assert!(steps(Can { alone: false, ..can(1 << bit::SINGLESTEP) }).is_err());
         assert!(steps(can(1 << bit::SINGLESTEP)).is_ok() && steps(can(!(1 << bit::SINGLESTEP))).is_err());
         use EventKind::*;
         let counts = [(Cr0, 1), (Cr8, 0), (Xcr0, 1), (Dr, 0), (Msr, 1), (Interrupt, 0), (Slat, 3), (Io, 2)];
@@ -135,7 +145,7 @@ mod tests {
 
     #[test]
     fn every_gap_says_why() {
-        for offer in all(Can { events: 0x3fff, rights: true, views: false }) {
+        for offer in all(Can { events: 0x3fff, rights: true, views: false, alone: true }) {
             let gaps = offer.ways.iter().filter_map(|(_, seen)| seen.as_ref().err());
             for gap in gaps.chain(offer.actions.iter().filter_map(|(_, taken)| taken.as_ref().err())) {
                 assert!(gap.why.len() > 20, "{}: {gap}", offer.kind);

@@ -338,6 +338,20 @@ fn steps_are_counted_while_the_others_stand() {
 }
 
 #[test]
+fn where_no_vcpu_can_be_paused_alone_several_have_no_step() {
+    for (vcpus, steps) in [(1, true), (2, false)] {
+        let xen = Shared::new(vcpus);
+        xen.state.lock().gdbsx = false;
+        let driver = open(&xen);
+        let can = driver.execution().steps();
+        assert_eq!(can.is_ok(), steps);
+        assert!(can.is_ok() || can.unwrap_err().to_string().contains("GDBSX"));
+        drop(driver);
+        xen.is_clean();
+    }
+}
+
+#[test]
 fn the_end_of_the_domain_ends_all() {
     let xen = Shared::new(1);
     let driver = open(&xen);

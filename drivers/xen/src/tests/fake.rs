@@ -21,6 +21,8 @@ pub struct State {
     pub devices: u32,
     pub pauses: i32,
     pub still: Vec<u32>,
+    /// Single vCPUs can be paused.
+    pub gdbsx: bool,
     pub stepping: BTreeSet<u32>,
     pub ring: bool,
     /// Somebody else has the ring.
@@ -93,6 +95,7 @@ impl Shared {
             devices: 1,
             pauses: 0,
             still: Vec::new(),
+            gdbsx: true,
             stepping: BTreeSet::new(),
             ring: false,
             busy: false,
@@ -226,6 +229,9 @@ impl Domain for Fake {
 
     fn pause_vcpu(&self, vcpu: u32) -> Result<()> {
         let mut state = self.call()?;
+        if !state.gdbsx {
+            return errno(38);
+        }
         if state.pauses == 0 {
             return errno(EBUSY);
         }
