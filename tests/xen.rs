@@ -55,6 +55,7 @@ fn memory_and_registers_of_a_pv_guest_in_dom0_in_qemu() {
         "writes",
         "pause",
         "change",
+        "killed",
         "seen-again",
     ];
     for check in checks.iter().chain(&["balloon", "destroyed", "left"]) {

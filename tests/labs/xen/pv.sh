@@ -175,6 +175,13 @@ pv_change() {
     return $said
 }
 
+# A guest that was paused by a daemon which is killed goes on.
+pv_killed() {
+    echo pause > "$mnt/ctl" && ! pv_goes_on || return 1
+    kill -9 "$(sed -n 's/^daemon_pid //p' "$mnt/info")"
+    await 20 gone && pv_goes_on
+}
+
 # Another mount sees what was written by the one before.
 pv_seen_again() {
     [ -s /run/kept ] || return 1
@@ -214,7 +221,7 @@ pv_checks() {
     check writes pv_writes
     check pause pv_pause
     check change pv_change VMTREE-SECRET-0123456789abcdef CHANGED-BY-VMTREE-FROM-OUTSIDE
-    check umount unmounted
+    check killed pv_killed
     check mount-again mounted || return
     check seen-again pv_seen_again CHANGED-BY-VMTREE-FROM-OUTSIDE
     check balloon pv_balloon
