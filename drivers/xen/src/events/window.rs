@@ -4,10 +4,12 @@
 //! for somebody goes on without a step, but on a view on which nothing can be executed: it takes what is pending, and stops at the
 //! next instruction before that is executed. Where nothing was pending, that is the one it stood at.
 //!
-//! Not at every step: the ticks of a guest that a step slows down a thousandfold would leave it no time for anything else.
+//! Not at every step: the ticks of a guest that a step slows down a thousandfold would leave it no time for anything else. But behind
+//! each HLT, which Xen goes past where something is pending.
 
 use std::collections::BTreeMap;
 
+use iced_x86::Mnemonic;
 use vmtree_api::ViewId;
 
 use super::engine::{Away, Parked};
@@ -35,8 +37,17 @@ pub struct Windows {
     refused: bool,
     /// vCPUs that are about to take what is pending.
     open: BTreeMap<u32, Window>,
-    /// How many such instructions each has done since its last one.
-    done: BTreeMap<u32, u32>,
+    /// What each has done since its last one.
+    done: BTreeMap<u32, Done>,
+}
+
+/// The steps of a vCPU.
+#[derive(Clone, Copy, Default)]
+struct Done {
+    /// How many there were that an interrupt could come before.
+    count: u32,
+    /// The last one was.
+    open: bool,
 }
 
 /// One vCPU's.
@@ -69,7 +80,7 @@ impl Windows {
 
     /// What this vCPU waits for is an interrupt.
     pub fn hasten(&mut self, vcpu: u32) {
-        self.done.insert(vcpu, EVERY);
+        self.done.entry(vcpu).or_default().count = EVERY;
     }
 
     /// All vCPUs were put on other views.
@@ -82,9 +93,12 @@ impl World {
     /// Has a vCPU that was stepped take its interrupts before the next step, if it is time.
     pub fn open_window(&mut self, parked: &Parked, response: &mut Response) {
         let (vcpu, home) = (response.vcpu, parked.event.view);
-        let done = self.events.windows.done.entry(vcpu).or_default();
-        *done = done.saturating_add(u32::from(parked.general.rflags & INTERRUPTS != 0));
-        let (due, events) = (*done >= EVERY, &self.events);
+        if self.is_about_to_halt(parked) {
+            self.events.windows.hasten(vcpu);
+            return;
+        }
+        let events = &self.events;
+        let due = events.windows.done.get(&vcpu).is_some_and(|done| done.count >= EVERY);
         let elsewhere = events.away.contains_key(&vcpu) || self.views.pending.contains_key(&vcpu);
         let alone = events.walk.is_some() || events.lift.is_some();
         // What is pushed in a window goes to the guest's own frames.
@@ -101,6 +115,16 @@ impl World {
         self.events.stepped.remove(&vcpu);
         self.events.windows.open.insert(vcpu, Window { rip: parked.request.rip, home });
         response.view = Some(view);
+    }
+
+    /// Counts a step, and tells whether the next one is the HLT behind an STI, before which no interrupt comes.
+    fn is_about_to_halt(&mut self, parked: &Parked) -> bool {
+        let open = parked.general.rflags & INTERRUPTS != 0;
+        let done = self.events.windows.done.entry(parked.request.vcpu).or_default();
+        let first = open && !std::mem::replace(&mut done.open, open);
+        done.count = done.count.saturating_add(u32::from(open));
+        let next = || self.instruction(parked.event.view, &parked.mode, parked.request.rip);
+        first && next().is_some_and(|next| next.mnemonic() == Mnemonic::Hlt)
     }
 
     /// The view on which nothing is executed.

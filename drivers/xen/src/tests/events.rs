@@ -343,7 +343,7 @@ fn where_no_vcpu_can_be_paused_alone_several_have_no_step() {
         let xen = Shared::new(vcpus);
         xen.state.lock().gdbsx = false;
         let driver = open(&xen);
-        let can = driver.execution().steps();
+        let can = driver.execution().unwrap().steps();
         assert_eq!(can.is_ok(), steps);
         assert!(can.is_ok() || can.unwrap_err().to_string().contains("GDBSX"));
         drop(driver);
