@@ -95,12 +95,16 @@ hvm_checks() {
     check start hvm || { cat /var/log/xen/*hvm*; return; }
     check model hvm_model
     check listed hvm_listed
-    mount_and_check "$@"
-    if check mount-again mounted; then
-        greeting=$(cat $SERIAL)
+    # A page goes with the first ring of events.
+    if check mount-first mounted; then
         check map hvm_map
         check hole hvm_hole
         check registers hvm_registers
+        check umount-first unmounted
+    fi
+    mount_and_check "$@"
+    if check mount-again mounted; then
+        greeting=$(cat $SERIAL)
         check ports hvm_ports
         check umount-again unmounted
     fi
