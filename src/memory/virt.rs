@@ -36,7 +36,9 @@ impl<'a> VirtualMemory<'a> {
     /// # Errors
     /// A page table could not be read.
     pub fn translate(&self, gva: Gva) -> FsResult<Result<Walk, Fault>> {
-        let Some(machine) = self.memory.machine() else { return walk(&self.mode, gva, |gpa| self.entry(gpa)) };
+        let Some(machine) = self.memory.machine() else {
+            return walk(&self.mode, gva, |gpa| self.entry(gpa));
+        };
         let mut found = walk(&self.mode, gva, |at| self.entry(machine.gpa(at)?))?;
         if let Ok(walk) = &mut found {
             walk.gpa = machine.gpa(walk.gpa)?;
