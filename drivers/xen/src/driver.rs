@@ -118,6 +118,7 @@ fn find(world: &mut World) -> Result<Found> {
     let events = world.xen.events().unwrap_or(0);
     world.alone = world.info.vcpus == 1 || pauses_one(&*world.xen);
     let alone = world.alone;
+    world.steps = offers::has_steps(events);
     let can = Can { events, rights: world.xen.rights().is_ok(), views: world.views.can, alone };
     let (queue, current) = (Arc::clone(&world.events.queue), Arc::clone(&world.views.current));
     Ok(Found { info: world.info, highest, can, queue, current, width })

@@ -153,6 +153,7 @@ impl World {
     pub fn stepped_for_us(&mut self, request: &Request) -> bool {
         let vcpu = request.vcpu;
         let watched = self.events.armed.stepped(self.info.vcpus).contains(&vcpu);
+        self.events.asked.remove(&vcpu);
         if self.events.lift.is_some_and(|lift| lift.vcpu == vcpu) {
             self.finish_lift();
         }

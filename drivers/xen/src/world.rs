@@ -43,6 +43,8 @@ pub struct World {
     pub still: Vec<u32>,
     /// One vCPU can run alone.
     pub alone: bool,
+    /// vCPUs can be stepped.
+    pub steps: bool,
     /// Events.
     pub events: Engine,
     /// Views and rights.
@@ -82,7 +84,20 @@ impl World {
         let on = xen.views();
         views.can = on.is_ok() && xen.rights().is_ok();
         views.found = on.is_ok_and(|on| on);
-        Ok(Self { xen, info, undo, pauses, held_pauses, epoch, still, alone: true, events, views, shared })
+        Ok(Self {
+            xen,
+            info,
+            undo,
+            pauses,
+            held_pauses,
+            epoch,
+            still,
+            alone: true,
+            steps: false,
+            events,
+            views,
+            shared,
+        })
     }
 
     /// Notes what would have to be undone in this domain if we were killed.

@@ -61,10 +61,10 @@ hvm_registers() {
 }
 
 # For the guest's kernel: IN from the serial port's status, OUT of an A to it, a read behind the screen's registers; the three
-# results to memory, and no more.
+# results to memory, and a loop with PAUSE: interrupts are off, and Bochs lets Xen have the processor by that alone.
 hvm_code() {
     printf '\372\146\272\375\003\354\210\303\146\272\370\003\260\101\356\213\014\045\000\000\012\000'
-    printf '\211\034\045\000\040\014\000\211\004\045\004\040\014\000\211\014\045\010\040\014\000\353\376'
+    printf '\211\034\045\000\040\014\000\211\004\045\004\040\014\000\211\014\045\010\040\014\000\363\220\353\374'
 }
 
 # Of both the device model has the port. An IN is told once, an OUT carries another value, and RAX stays.

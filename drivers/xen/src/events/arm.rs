@@ -164,7 +164,8 @@ impl World {
     /// Whether the driver itself needs vCPUs to be stepped.
     pub fn needs_steps(&self) -> bool {
         let events = &self.events;
-        let ours = !self.views.pending.is_empty() || events.away.values().any(|away| away.told);
+        let asked = events.asked.values().any(|asked| asked.stepped);
+        let ours = asked || !self.views.pending.is_empty() || events.away.values().any(|away| away.told);
         ours || events.walk.is_some() || events.lift.is_some()
     }
 
@@ -176,6 +177,7 @@ impl World {
         let mut wanted = self.events.armed.stepped(self.info.vcpus);
         wanted.extend(self.views.pending.keys());
         wanted.extend(self.events.away.iter().filter(|(_, away)| away.told).map(|(vcpu, _)| vcpu));
+        wanted.extend(self.events.asked.iter().filter(|(_, asked)| asked.stepped).map(|(vcpu, _)| vcpu));
         wanted.extend(self.events.walk.iter().map(|walk| walk.vcpu));
         wanted.extend(self.events.lift.iter().map(|lift| lift.vcpu));
         if !wanted.is_empty() && !self.events.set.contains(&Intercept::Step) {
@@ -270,6 +272,7 @@ impl World {
         }
         self.views.pending.clear();
         self.events.away.clear();
+        self.events.asked.clear();
         if let Err(error) = self.sync_steps(OP) {
             log::error!("{error}");
         }

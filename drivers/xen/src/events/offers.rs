@@ -87,7 +87,7 @@ fn action(kind: EventKind, action: Action, can: Can) -> Option<std::result::Resu
 /// # Errors
 /// Why not.
 pub fn steps(can: Can) -> std::result::Result<(), Missing> {
-    match (can.events >> bit::SINGLESTEP & 1 == 1, can.alone) {
+    match (has_steps(can.events), can.alone) {
         (true, true) => Ok(()),
         (true, false) => Err(Missing::new(
             "this Xen can't pause one vCPU of several, so the others would run on while one steps; events/singlestep works",
@@ -95,6 +95,12 @@ pub fn steps(can: Can) -> std::result::Result<(), Missing> {
         .cure("give the domain one vCPU, or use a Xen that was built with GDBSX, which Debian's was not")),
         (false, _) => Err(hardware("step vCPUs")),
     }
+}
+
+/// Whether Xen steps vCPUs, by the events that it can raise.
+#[must_use]
+pub fn has_steps(events: u32) -> bool {
+    events >> bit::SINGLESTEP & 1 == 1
 }
 
 /// Why there are no alternate views.

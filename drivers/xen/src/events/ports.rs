@@ -4,8 +4,9 @@
 //! vCPU comes to the guest's OUT once more, is stopped there, and goes on behind it with its own RAX.
 //!
 //! An IN that a device model is asked for: Xen's emulator gives up once it has asked, RAX gets the answer, and the vCPU, which is at
-//! the IN still, is stopped there once more, to go on behind it. RF tells that from the next round of a loop: the
-//! emulator clears it with each instruction that it has done.
+//! the IN still, is stopped there once more, to go on behind it. That it was stepped tells that from the next round of a loop: had the
+//! emulator done the IN, the end of a step would come first. On processors that Xen can't step RF tells it: the emulator clears
+//! it with each instruction that it has done (on VMX it does not outlive the IN's exit).
 
 use std::time::{Duration, Instant};
 
@@ -49,6 +50,8 @@ pub struct Asked {
     at: u64,
     past: u64,
     port: u16,
+    /// A step, and not RF, tells it from the next round of a loop.
+    pub stepped: bool,
 }
 
 /// An OUT of so many bytes to this port in code of so many bits; and its length.
@@ -113,9 +116,15 @@ impl World {
         }
         let Some(instruction) = self.instruction(parked.event.view, &parked.mode, at) else { return };
         let Ok(mut general) = self.general(parked, parked.dirty) else { return };
-        general.rflags |= RESUME;
+        let stepped = self.steps;
+        self.events.asked.insert(vcpu, Asked { at, past: instruction.next_ip(), port, stepped });
+        if let Err(error) = self.sync_steps(OP) {
+            log::error!("an IN of vCPU {vcpu} may be told twice: {error}");
+        }
+        if !stepped {
+            general.rflags |= RESUME;
+        }
         response.registers = Some(general);
-        self.events.asked.insert(vcpu, Asked { at, past: instruction.next_ip(), port });
     }
 
     /// Whether a vCPU has come back to an IN or OUT that it has done; it then goes on behind it.
@@ -126,7 +135,8 @@ impl World {
         if input {
             let asked = self.events.asked.remove(&request.vcpu);
             let here = |asked: &Asked| asked.at == request.rip && asked.port == port;
-            let Some(asked) = asked.filter(|asked| here(asked) && general.rflags & RESUME != 0) else {
+            let marked = |asked: &Asked| asked.stepped || general.rflags & RESUME != 0;
+            let Some(asked) = asked.filter(|asked| here(asked) && marked(asked)) else {
                 return false;
             };
             (general.rip, general.rflags) = (asked.past, general.rflags & !RESUME);

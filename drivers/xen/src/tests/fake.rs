@@ -21,6 +21,8 @@ pub struct State {
     pub devices: u32,
     pub pauses: i32,
     pub still: Vec<u32>,
+    /// What it can raise (XEN_DOMCTL_MONITOR_EVENT_*).
+    pub events: u32,
     /// Single vCPUs can be paused.
     pub gdbsx: bool,
     pub stepping: BTreeSet<u32>,
@@ -95,6 +97,7 @@ impl Shared {
             devices: 1,
             pauses: 0,
             still: Vec::new(),
+            events: 0x3fff,
             gdbsx: true,
             stepping: BTreeSet::new(),
             ring: false,

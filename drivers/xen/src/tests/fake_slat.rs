@@ -11,7 +11,7 @@ use crate::hypervisor::{Bell, Pages, Probe, Slat};
 
 impl Probe for Fake {
     fn events(&self) -> Result<u32> {
-        Ok(0x3fff)
+        Ok(self.0.state.lock().events)
     }
 
     fn views(&self) -> Result<bool> {

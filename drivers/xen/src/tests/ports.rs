@@ -116,6 +116,33 @@ fn an_in_that_a_device_model_answers_is_told_once() {
     let xen = Shared::new(1);
     xen.state.lock().devices = 0xff;
     let driver = open_watching(&xen);
+    let ask = |rax| xen.ask(port(0, (true, false), rax, 2, 0x1001));
+    ask(0);
+    held(&*driver).answer(&Verdict::Continue).unwrap();
+    assert_eq!(flags(&xen.answers(1)[0]), flag::VCPU_PAUSED | flag::EMULATE | flag::SET_REGISTERS);
+    assert!(xen.state.lock().stepping.contains(&0));
+    // The device model has answered: no step has ended.
+    ask(0x55);
+    let answer = xen.answers(2)[1];
+    assert_eq!((word(&answer, 56), word(&answer, 208)), (0x55, 0x1002));
+    assert!(xen.state.lock().stepping.is_empty());
+    // Xen itself had the answer, and the guest reads again.
+    for nth in [3, 5] {
+        ask(0);
+        held(&*driver).answer(&Verdict::Continue).unwrap();
+        xen.answers(nth);
+        xen.ask(request(reason::SINGLESTEP, 0, None, &[1], 0x1004));
+        xen.answers(nth + 1);
+    }
+    drop(driver);
+    xen.is_clean();
+}
+
+#[test]
+fn without_steps_rf_tells_of_an_in_that_it_is_done() {
+    let xen = Shared::new(1);
+    (xen.state.lock().devices, xen.state.lock().events) = (0xff, 0x3ffb);
+    let driver = open_watching(&xen);
     let ask = |rax, rflags| xen.ask(port(0, (true, false), rax, rflags, 0x1001));
     ask(0, 2);
     held(&*driver).answer(&Verdict::Continue).unwrap();
