@@ -22,7 +22,7 @@ mod vm;
 use std::fmt;
 
 pub use checks::checks;
-pub use vm::Vm;
+pub use vm::{PATIENCE, Vm};
 
 /// What a check found: nothing, or what was wrong.
 pub type Checked = Result<(), String>;

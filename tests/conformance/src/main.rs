@@ -1,22 +1,24 @@
-//! `vmtree-conformance MOUNTPOINT [--only NAME]... [--list]`.
+//! `vmtree-conformance MOUNTPOINT [--only NAME]... [--patience SECONDS] [--list]`.
 
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use vmtree_conformance::{Vm, checks, run};
+use vmtree_conformance::{PATIENCE, Vm, checks, run};
 
-const USAGE: &str = "usage: vmtree-conformance MOUNTPOINT [--only NAME]... [--list]
-MOUNTPOINT is a VM mounted by vmtree that runs the guest of tests/guest. --list prints the checks.";
+const USAGE: &str = "usage: vmtree-conformance MOUNTPOINT [--only NAME]... [--patience SECONDS] [--list]
+MOUNTPOINT is a VM mounted by vmtree that runs the guest of tests/guest. --patience is how long each wait may take (20), for hosts
+that are emulated themselves. --list prints the checks.";
 
-/// How long a check may take.
-const LONGEST: Duration = Duration::from_secs(180);
+/// How long a check may take, in waits.
+const LONGEST: u32 = 9;
 
 /// What was asked for.
 #[derive(Default)]
 struct Asked {
     mountpoint: Option<String>,
     only: Vec<String>,
+    patience: Option<Duration>,
     list: bool,
 }
 
@@ -26,6 +28,11 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Asked, String> {
         match word.as_str() {
             "--list" => asked.list = true,
             "--only" => asked.only.push(words.next().ok_or("--only takes the name of a check; see --list")?),
+            "--patience" => {
+                let seconds = words.next().and_then(|word| word.parse().ok()).filter(|seconds| *seconds > 0);
+                let seconds = seconds.ok_or("--patience takes a number of seconds, at least 1")?;
+                asked.patience = Some(Duration::from_secs(seconds));
+            }
             option if option.starts_with('-') => return Err(format!("there is no option {option}")),
             _ if asked.mountpoint.is_some() => return Err(format!("{word}: one mountpoint at a time")),
             _ => asked.mountpoint = Some(word),
@@ -41,16 +48,16 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Asked, String> {
 type Told = Arc<Mutex<(Instant, String)>>;
 
 /// Ends the program where a call of the mount never comes back: no wait of a check itself is that long.
-fn watchdog() -> Told {
+fn watchdog(longest: Duration) -> Told {
     let told: Told = Arc::new(Mutex::new((Instant::now(), "the start".to_owned())));
     let seen = told.clone();
     std::thread::spawn(move || {
         loop {
             std::thread::sleep(Duration::from_secs(1));
             let Ok(told) = seen.lock() else { return };
-            if told.0.elapsed() > LONGEST {
+            if told.0.elapsed() > longest {
                 println!(
-                    "FAILED: the check after '{}' did not end in {LONGEST:?}; the suite ends here",
+                    "FAILED: the check after '{}' did not end in {longest:?}; the suite ends here",
                     told.1
                 );
                 std::process::exit(1);
@@ -76,14 +83,15 @@ fn main() -> ExitCode {
         eprintln!("{USAGE}");
         return ExitCode::from(2);
     };
-    let vm = match Vm::open(mountpoint.as_ref()).and_then(Vm::booted) {
+    let patience = asked.patience.unwrap_or(PATIENCE);
+    let vm = match Vm::open(mountpoint.as_ref()).and_then(|vm| vm.patient(patience).booted()) {
         Ok(vm) => vm,
         Err(why) => {
             eprintln!("{mountpoint}: {why}");
             return ExitCode::FAILURE;
         }
     };
-    let told = watchdog();
+    let told = watchdog(patience.saturating_mul(LONGEST));
     let summary = run(&vm, &asked.only, &mut |line| {
         println!("{line}");
         if let Ok(mut told) = told.lock() {

@@ -18,7 +18,7 @@ use crate::pace::Pace;
 use crate::regs::Regs;
 
 /// How long anything may take that the guest or the mount does.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A mounted VM that runs the guest.
 pub struct Vm {
