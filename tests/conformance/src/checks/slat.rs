@@ -147,7 +147,6 @@ fn watch(vm: &Vm) -> Checked {
 fn page_walk(vm: &Vm) -> Checked {
     let _quiet = vm.quiet()?;
     let vcpu = vm.vcpus - 1;
-    let _masked = vm.masked(vcpu)?;
     let (table, gva) = (layout::KERNEL_PT, vm.header(header::DATA)? + 0x10);
     let mut pipe = vm.watch(&format!("events/slat,gpa={},access=rw,vcpu={vcpu}", page(table)))?;
     let read = vm.order(vcpu, Op::Read, &[1, gva, 8])?;
