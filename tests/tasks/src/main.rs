@@ -1,7 +1,7 @@
 //! `cargo ci`: what CI runs, a row each. `cargo ci NAME...` runs some of it.
 
 use std::process::{Command, ExitCode};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A step of CI.
 struct Task {
@@ -70,16 +70,16 @@ const TASKS: &[Task] = &[
         ],
     },
     Task {
-        name: "xen",
-        about: "the driver of Xen domains: a real Xen in Bochs, the checks that are of what it alone does",
-        needs: "mmdebstrap",
-        command: &["tests/labs/xen/ci.sh"],
-    },
-    Task {
         name: "doc",
         about: "documentation builds without warnings",
         needs: "cargo",
         command: &["env", "RUSTDOCFLAGS=-D warnings", "cargo", "doc", "--workspace", "--no-deps", "--quiet"],
+    },
+    Task {
+        name: "xen",
+        about: "the driver of Xen domains: a real Xen in Bochs, the checks that are of what it alone does",
+        needs: "mmdebstrap",
+        command: &["tests/labs/xen/ci.sh"],
     },
 ];
 
@@ -102,7 +102,11 @@ fn run(task: &Task) -> bool {
     passed
 }
 
+/// The last task takes six minutes, and is not begun later than this, so that all ends in half an hour.
+const LATEST: Duration = Duration::from_secs(19 * 60);
+
 fn main() -> ExitCode {
+    let begun = Instant::now();
     let wanted: Vec<String> = std::env::args().skip(1).collect();
     if let Some(unknown) = wanted.iter().find(|name| TASKS.iter().all(|task| task.name != **name)) {
         let known: Vec<&str> = TASKS.iter().map(|task| task.name).collect();
@@ -111,5 +115,15 @@ fn main() -> ExitCode {
     }
     let mut chosen =
         TASKS.iter().filter(|task| wanted.is_empty() || wanted.iter().any(|name| name == task.name));
+    let late = |task: &Task| task.name == "xen" && wanted.is_empty() && begun.elapsed() > LATEST;
+    let run = |task: &Task| {
+        if late(task) {
+            println!(
+                "== {}: SKIPPED, {LATEST:?} of CI's half hour are gone; cargo ci {} runs it",
+                task.name, task.name
+            );
+        }
+        late(task) || run(task)
+    };
     if chosen.all(run) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
