@@ -115,15 +115,15 @@ fn main() -> ExitCode {
     }
     let mut chosen =
         TASKS.iter().filter(|task| wanted.is_empty() || wanted.iter().any(|name| name == task.name));
-    let late = |task: &Task| task.name == "xen" && wanted.is_empty() && begun.elapsed() > LATEST;
     let run = |task: &Task| {
-        if late(task) {
+        let late = task.name == "xen" && wanted.is_empty() && begun.elapsed() > LATEST;
+        if late {
             println!(
                 "== {}: SKIPPED, {LATEST:?} of CI's half hour are gone; cargo ci {} runs it",
                 task.name, task.name
             );
         }
-        late(task) || run(task)
+        late || run(task)
     };
     if chosen.all(run) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

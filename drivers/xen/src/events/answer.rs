@@ -16,7 +16,6 @@ use crate::error::{is, number};
 use crate::hypervisor::{Ran, Trap};
 use crate::injection;
 use crate::registers::convert;
-use crate::views::rules::ALL;
 use crate::world::World;
 
 const OP: &str = "answer";
@@ -54,17 +53,7 @@ impl World {
 
     fn facts(&self, parked: &Parked) -> Facts {
         let flags = if let Cause::Access { flags, .. } = parked.request.cause { flags } else { 0 };
-        let allowed = self.views.views.get(&parked.event.view.0);
-        let allowed = match parked.request.cause {
-            Cause::Access { gfn, .. } => allowed.map_or(ALL, |view| view.rights.at(gfn)),
-            _ => ALL,
-        };
-        let rights = [(1, Access::READ), (2, Access::WRITE), (4, Access::EXECUTE)];
-        let allowed = rights
-            .iter()
-            .filter(|(bit, _)| allowed & bit != 0)
-            .fold(Access::NONE, |set, (_, right)| set.union(*right));
-        let access = violated(flags, allowed);
+        let access = violated(flags, self.allowed(&parked.request, parked.event.view));
         Facts {
             views: self.views.on,
             moved: parked.moved,

@@ -4,13 +4,13 @@ use vmtree_api::events::{DescriptorTable, Detail, Event, EventKind, Move, Way};
 use vmtree_api::{Access, Gpa, Gva, PAGE_SIZE, VcpuId, ViewId};
 
 use super::wire::{Cause, General, Request, access, control};
+use crate::views::rules;
 
 /// The access that an event tells of, of those that happened at once and that the rules of the frame don't allow.
 #[must_use]
 pub fn violated(flags: u32, allowed: Access) -> Access {
-    let bits = [(1, Access::READ), (2, Access::WRITE), (4, Access::EXECUTE)];
-    let happened = bits.iter().filter(|(bit, _)| flags & bit != 0).map(|(_, access)| *access);
-    let happened = happened.fold(Access::NONE, Access::union);
+    // MEM_ACCESS_R, _W and _X have the bits of rights.
+    let happened = rules::access((flags & u32::from(rules::ALL)) as u8);
     let refused = happened.without(allowed);
     let strongest = |set: Access| {
         let order = [Access::EXECUTE, Access::WRITE, Access::READ];

@@ -17,6 +17,7 @@ use super::wire::{Cause, General, Mode, Request, Response, Slot, flag, reason};
 use crate::again::again;
 use crate::hypervisor::Intercept;
 use crate::step::Walk;
+use crate::views::rules;
 use crate::world::{World, note};
 
 /// How many events are taken before jobs have their turn.
@@ -248,14 +249,9 @@ impl World {
     }
 
     /// The rights that the frame of an access has in its view.
-    fn allowed(&self, request: &Request, view: ViewId) -> Access {
+    pub fn allowed(&self, request: &Request, view: ViewId) -> Access {
         let Cause::Access { gfn, .. } = request.cause else { return Access::ALL };
-        let rights =
-            self.views.views.get(&view.0).map_or(crate::views::rules::ALL, |view| view.rights.at(gfn));
-        let bits = [(1, Access::READ), (2, Access::WRITE), (4, Access::EXECUTE)];
-        bits.iter()
-            .filter(|(bit, _)| rights & bit != 0)
-            .fold(Access::NONE, |set, (_, right)| set.union(*right))
+        self.views.views.get(&view.0).map_or(Access::ALL, |view| rules::access(view.rights.at(gfn)))
     }
 
     fn parked(&mut self, request: &Request, slot: &Slot, event: Event) -> Parked {

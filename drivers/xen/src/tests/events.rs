@@ -8,30 +8,17 @@ use vmtree_api::views::{Remap, Rule};
 use vmtree_api::x86::Reg;
 use vmtree_api::{Access, Driver, ErrorKind, Gfn, Gva, NoHost, RegValue, VcpuId, ViewId};
 
-use super::Ram;
-use super::fake::{Fake, Shared};
+use super::fake::Shared;
 use super::slots::{flags, request, view, word};
-use crate::driver::{Opening, open_domain};
+use super::{frames, opening};
+use crate::driver::open_domain;
 use crate::events::wire::{flag, reason};
 use crate::hypervisor::Intercept;
 
 const RIP: usize = 640;
 
 pub fn open(xen: &Arc<Shared>) -> Box<dyn Driver> {
-    let shared = Arc::clone(xen);
-    let open = Box::new(move || Ok(Box::new(Fake(shared)) as Box<dyn crate::hypervisor::Hypervisor>));
-    let frames = Arc::new(Ram::new(&[0..0x100, 0x10_1000..0x10_1100]));
-    let opening = Opening {
-        domid: 3,
-        name: None,
-        version: None,
-        budget: 8 << 20,
-        take_ring: false,
-        frames,
-        pv: None,
-        open,
-    };
-    open_domain(opening, Arc::new(NoHost)).unwrap()
+    open_domain(opening(xen, frames(), None), Arc::new(NoHost)).unwrap()
 }
 
 fn watch(kind: EventKind, hold: bool) -> Watch {

@@ -6,10 +6,11 @@ use vmtree_api::x86::{Reg, Segment};
 use vmtree_api::{Driver, ErrorKind, Gpa, NoHost, RegValue, VcpuId};
 
 use super::Ram;
-use super::fake::{Fake, Shared};
+use super::fake::Shared;
 use super::fake_pv::EXTENDED;
+use super::opening;
 use super::pv_tables::{LEAF, M2p, OWN, SHARED, field, guest, machine, pv};
-use crate::driver::{Opening, open_domain};
+use crate::driver::open_domain;
 use crate::hypervisor::Frames;
 use crate::pv::context::BYTES;
 use crate::registers::records::put;
@@ -50,19 +51,8 @@ fn domain() -> Guest {
 
 impl Guest {
     fn try_open(&self) -> vmtree_api::Result<Box<dyn Driver>> {
-        let shared = Arc::clone(&self.xen);
-        let open = Box::new(move || Ok(Box::new(Fake(shared)) as Box<dyn crate::hypervisor::Hypervisor>));
-        let opening = Opening {
-            domid: 3,
-            name: None,
-            version: None,
-            budget: 8 << 20,
-            take_ring: false,
-            frames: Arc::clone(&self.ram) as Arc<dyn Frames>,
-            pv: Some(pv(Arc::clone(&self.m2p))),
-            open,
-        };
-        open_domain(opening, Arc::new(NoHost))
+        let ram = Arc::clone(&self.ram) as Arc<dyn Frames>;
+        open_domain(opening(&self.xen, ram, Some(pv(Arc::clone(&self.m2p)))), Arc::new(NoHost))
     }
 
     fn open(&self) -> Box<dyn Driver> {

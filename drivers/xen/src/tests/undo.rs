@@ -9,11 +9,11 @@ use vmtree_api::views::{Remap, Rule};
 use vmtree_api::x86::Reg;
 use vmtree_api::{Access, Cancel, Driver, Gfn, Host, RegValue, VcpuId, ViewId};
 
-use super::Ram;
 use super::events::open;
 use super::fake::{Fake, Shared};
 use super::slots::{flags, request};
-use crate::driver::{Opening, open_domain};
+use super::{frames, opening};
+use crate::driver::open_domain;
 use crate::events::wire::{flag, reason};
 use crate::recover;
 
@@ -71,20 +71,7 @@ impl Host for Keeper {
 fn what_a_killed_daemon_left_is_undone() {
     let xen = Shared::new(2);
     let keeper = Arc::new(Keeper::default());
-    let shared = Arc::clone(&xen);
-    let open = Box::new(move || Ok(Box::new(Fake(shared)) as Box<dyn crate::hypervisor::Hypervisor>));
-    let frames = Arc::new(Ram::new(&[0..0x100, 0x10_1000..0x10_1100]));
-    let opening = Opening {
-        domid: 3,
-        name: None,
-        version: None,
-        budget: 8 << 20,
-        take_ring: false,
-        frames,
-        pv: None,
-        open,
-    };
-    let driver = open_domain(opening, Arc::clone(&keeper) as Arc<dyn Host>).unwrap();
+    let driver = open_domain(opening(&xen, frames(), None), Arc::clone(&keeper) as Arc<dyn Host>).unwrap();
     busy(&*driver);
     let pause = driver.execution().unwrap().pause().unwrap();
     xen.ask(request(reason::WRITE_CTRLREG, 1, Some(0), &[1, 0x2000, 0x1000], 0x1000));

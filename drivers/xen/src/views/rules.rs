@@ -12,11 +12,20 @@ pub const OP: &str = "watch";
 /// All rights, by Xen's number.
 pub const ALL: u8 = 7;
 
-/// Rights by Xen's number (XENMEM_access_*): bit 0 is read, 1 write, 2 execute.
+/// The bits of Xen's numbers of rights (XENMEM_access_*).
+const BITS: [(Access, u8); 3] = [(Access::READ, 1), (Access::WRITE, 2), (Access::EXECUTE, 4)];
+
+/// Xen's number of rights.
 #[must_use]
 pub fn number(access: Access) -> u8 {
-    let bits = [(Access::READ, 1), (Access::WRITE, 2), (Access::EXECUTE, 4)];
-    bits.iter().filter(|(right, _)| access.contains(*right)).map(|(_, bit)| bit).sum()
+    BITS.iter().filter(|(right, _)| access.contains(*right)).map(|(_, bit)| bit).sum()
+}
+
+/// The rights of a number of Xen's.
+#[must_use]
+pub fn access(number: u8) -> Access {
+    let rights = BITS.iter().filter(|(_, bit)| number & bit != 0).map(|(right, _)| *right);
+    rights.fold(Access::NONE, Access::union)
 }
 
 /// Whether a rule can be: its rights are those of some hardware, and its frames are RAM.
