@@ -93,6 +93,9 @@ impl World {
     /// Has a vCPU that was stepped take its interrupts before the next step, if it is time.
     pub fn open_window(&mut self, parked: &Parked, response: &mut Response) {
         let (vcpu, home) = (response.vcpu, parked.event.view);
+        if !self.views.can {
+            return;
+        }
         if self.is_about_to_halt(parked) {
             self.events.windows.hasten(vcpu);
             return;
@@ -103,7 +106,7 @@ impl World {
         let alone = events.walk.is_some() || events.lift.is_some();
         // What is pushed in a window goes to the guest's own frames.
         let own_frames = self.views.views.get(&home.0).is_some_and(|view| view.shown.is_empty());
-        let can = self.views.can && own_frames && events.stepped.contains(&vcpu);
+        let can = own_frames && events.stepped.contains(&vcpu);
         if !can || !due || elsewhere || alone || parked.moved {
             return;
         }
@@ -121,7 +124,7 @@ impl World {
     fn is_about_to_halt(&mut self, parked: &Parked) -> bool {
         let open = parked.general.rflags & INTERRUPTS != 0;
         let done = self.events.windows.done.entry(parked.request.vcpu).or_default();
-        let first = open && !std::mem::replace(&mut done.open, open);
+        let first = !std::mem::replace(&mut done.open, open) && open;
         done.count = done.count.saturating_add(u32::from(open));
         let next = || self.instruction(parked.event.view, &parked.mode, parked.request.rip);
         first && next().is_some_and(|next| next.mnemonic() == Mnemonic::Hlt)

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vmtree_api::events::{EventKind, Verdict, Wanted, Watch};
-use vmtree_api::{Driver, ViewId};
+use vmtree_api::{Driver, Gpa, ViewId};
 
 use super::events::open;
 use super::fake::Shared;
@@ -79,6 +79,28 @@ fn a_stepped_vcpu_takes_its_interrupts_where_nothing_is_executed() {
         drop(driver);
         xen.is_clean();
     }
+}
+
+#[test]
+fn behind_each_hlt_there_is_a_window() {
+    let xen = Shared::new(1);
+    xen.state.lock().ran.insert(0, 1);
+    let driver = open(&xen);
+    driver.memory().write(Gpa(0x1000), &[0xfb, 0xf4]).unwrap();
+    driver.events().unwrap().watch(&steps(false)).unwrap();
+    let step = |rip, rflags: u64| {
+        let answered = xen.state.lock().responses.len();
+        let mut step = request(reason::SINGLESTEP, 0, Some(0), &[1], rip);
+        step[184..192].copy_from_slice(&rflags.to_le_bytes());
+        xen.ask(step);
+        assert_eq!(told(&*driver), Some(rip));
+        view(&xen.answers(answered + 1)[answered])
+    };
+    // Interrupts were on before, and are off up to the STI.
+    assert_eq!((step(0x2000, 0x202), step(0x1000, 2), step(0x1001, 0x202)), (0, 0, 0));
+    assert_ne!(step(0x1002, 0x202), 0);
+    drop(driver);
+    xen.is_clean();
 }
 
 #[test]
