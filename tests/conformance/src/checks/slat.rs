@@ -1,5 +1,7 @@
 //! SLAT permissions: traps by event files and by `views/0/access`, walls, and answers to what they raise.
 
+use std::time::Instant;
+
 use vmtree_guest::Outcome;
 use vmtree_guest::layout;
 use vmtree_guest::mailbox::{Op, Site, header};
@@ -7,7 +9,7 @@ use vmtree_guest::mailbox::{Op, Site, header};
 use super::errno::EINVAL;
 use super::event_files::stat;
 use crate::acts::Order;
-use crate::event::{Fields, Record, number};
+use crate::event::{Fields, number};
 use crate::map::hex;
 use crate::{Check, Checked, Vm};
 
@@ -147,17 +149,25 @@ fn watch(vm: &Vm) -> Checked {
 fn page_walk(vm: &Vm) -> Checked {
     let _quiet = vm.quiet()?;
     let vcpu = vm.vcpus - 1;
+    // Its ticks make walks too, and where an event takes long, more than it ever comes to an end of.
+    let _masked = vm.masked(vcpu)?;
     let (table, gva) = (layout::KERNEL_PT, vm.header(header::DATA)? + 0x10);
-    let mut pipe = vm.watch(&format!("events/slat,gpa={},access=rw,vcpu={vcpu}", page(table)))?;
-    let read = vm.order(vcpu, Op::Read, &[1, gva, 8])?;
-    let of_data = |record: &Record| Ok(record.get("gva")? == gva);
-    let records = pipe.until(of_data).map_err(|why| format!("a walk for {gva:#x}: {why}"))?;
-    drop(pipe);
-    same!(read, vm.order(vcpu, Op::Read, &[1, gva, 8])?, "what is read, its walks watched, and alone");
-    for record in &records {
+    let mut pipe = vm.control(&format!("events/slat,gpa={},access=rw,vcpu={vcpu}", page(table)))?;
+    let order = (Op::Read, vec![1, gva, 8]);
+    let (posted, begun) = (vm.post(vcpu, &order)?, Instant::now());
+    // Held, because polling for orders makes more walks than an event file has room for.
+    loop {
+        let record = pipe.held()?;
         same!(record.get("ptwalk")?, 1, "ptwalk= of {record:?}");
         same!(record.get("gpa")? & !0xfff, table, "the page of gpa= of {record:?}");
+        pipe.answer(&record, "continue")?;
+        if record.get("gva")? == gva {
+            break;
+        }
+        ensure!(begun.elapsed() < vm.patience, "no walk for {gva:#x} in {:?}", vm.patience);
     }
+    drop(pipe);
+    same!(vm.end(&posted)?, vm.outcome(vcpu, order.0, &order.1)?, "what is read, its walks held, and alone");
     Ok(())
 }
 
