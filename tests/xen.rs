@@ -43,13 +43,12 @@ fn suite(test: &str, args: &[&str], least: usize) {
 
 #[test]
 fn the_suite_passes_in_dom0_on_bochs() {
-    suite("the_suite_passes_in_dom0_on_bochs", &["run", "bochs"], 100);
+    suite("the_suite_passes_in_dom0_on_bochs", &["run", "bochs"], 101);
 }
 
-/// Without `step`, which takes a Xen that can pause one vCPU of several.
 #[test]
 fn the_suite_passes_with_two_vcpus_on_bochs() {
-    suite("the_suite_passes_with_two_vcpus_on_bochs", &["run", "bochs", "vcpus=2"], 94);
+    suite("the_suite_passes_with_two_vcpus_on_bochs", &["run", "bochs", "vcpus=2"], 101);
 }
 
 /// A PV guest needs no hardware virtualization, and has what needs none.

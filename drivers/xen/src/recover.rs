@@ -75,8 +75,11 @@ pub fn undo(xen: &mut dyn Hypervisor, text: &str) -> Result<()> {
     };
     // Until all is as it was.
     done("the domain can't be paused", again(|| xen.pause()));
-    if noted(text, note::VIEWS).is_some_and(|words| words.first() == Some(&"on")) {
-        done("alternate views stay on", again(|| xen.set_views(false)));
+    match noted(text, note::VIEWS).as_deref().and_then(<[&str]>::first) {
+        Some(&"on") => done("alternate views stay on", again(|| xen.set_views(false))),
+        // As it was when we came.
+        Some(_) => done("vCPUs stay on an alternate view", again(|| xen.switch(0))),
+        None => {}
     }
     let rights = match noted(text, note::RIGHTS).map(|words| numbers(&words)).as_deref() {
         Some([start, end]) => *start..*end,

@@ -41,7 +41,7 @@ pub struct World {
     pub epoch: u64,
     /// vCPUs that are paused each by itself.
     pub still: Vec<u32>,
-    /// One vCPU can run alone.
+    /// One vCPU can run alone by Xen's own pauses.
     pub alone: bool,
     /// vCPUs can be stepped.
     pub steps: bool,
@@ -247,11 +247,14 @@ impl World {
         }
     }
 
-    /// Lets one vCPU alone run, by pausing the others: the domain must be paused.
+    /// Lets one vCPU alone run, while the others are paused or behind a fence: the domain must be paused.
     ///
     /// # Errors
     /// None of them stands still by us then.
     pub fn still_others(&mut self, op: &'static str, vcpu: u32) -> Result<()> {
+        if !self.alone {
+            return self.put_fence(op, vcpu);
+        }
         let others: Vec<u32> = (0..self.info.vcpus).filter(|other| *other != vcpu).collect();
         let all: Vec<String> = others.iter().map(u32::to_string).collect();
         self.note(note::STILL, &all.join(" "))?;
@@ -267,6 +270,7 @@ impl World {
 
     /// Ends [`World::still_others`]; the domain must be paused.
     pub fn loose_others(&mut self, op: &'static str) {
+        self.drop_fence(op);
         for other in std::mem::take(&mut self.still) {
             if let Err(error) = again(|| self.xen.unpause_vcpu(other)) {
                 log::error!("{op}: vCPU {other} stays paused: {error}");

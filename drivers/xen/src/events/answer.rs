@@ -193,10 +193,14 @@ impl World {
     /// # Errors
     /// Those of Xen.
     pub fn general(&mut self, parked: &Parked, dirty: bool) -> Result<General> {
-        if !dirty {
-            return Ok(parked.general);
-        }
-        let vcpu = parked.request.vcpu;
+        if dirty { self.general_now(parked.request.vcpu) } else { Ok(parked.general) }
+    }
+
+    /// The general registers of a vCPU that stands still.
+    ///
+    /// # Errors
+    /// Those of Xen.
+    pub fn general_now(&mut self, vcpu: u32) -> Result<General> {
         let regs = convert::all(&self.cpu_record(OP, vcpu)?, vcpu);
         Ok(General { gpr: regs.gpr, rflags: regs.rflags, rip: regs.rip })
     }

@@ -179,6 +179,7 @@ impl World {
         wanted.extend(self.events.away.iter().filter(|(_, away)| away.told).map(|(vcpu, _)| vcpu));
         wanted.extend(self.events.asked.iter().filter(|(_, asked)| asked.stepped).map(|(vcpu, _)| vcpu));
         wanted.extend(self.events.walk.iter().map(|walk| walk.vcpu));
+        wanted.extend(self.events.fence.iter().flat_map(|fence| fence.stepped()));
         wanted.extend(self.events.lift.iter().map(|lift| lift.vcpu));
         if !wanted.is_empty() && !self.events.set.contains(&Intercept::Step) {
             self.take_ring()?;
@@ -256,9 +257,7 @@ impl World {
     /// Undoes all of it, with the held vCPUs let go.
     pub fn close_events(&mut self) {
         self.events.armed = Armed::default();
-        if let Some(walk) = self.events.walk.take() {
-            walk.end();
-        }
+        self.end_walk();
         let held: Vec<(u32, u64)> =
             self.events.held.iter().map(|(vcpu, parked)| (*vcpu, parked.serial)).collect();
         for (vcpu, serial) in held {

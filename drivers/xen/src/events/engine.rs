@@ -9,6 +9,7 @@ use vmtree_api::{Access, ViewId};
 
 use super::armed::{Armed, Interest, written};
 use super::decode;
+use super::fence::Fence;
 use super::ports::{Asked, Sent};
 use super::queue::{Queue, Raised};
 use super::table;
@@ -77,6 +78,8 @@ pub struct Engine {
     pub windows: Windows,
     /// A vCPU that steps while the others stand still.
     pub walk: Option<Walk>,
+    /// What has them stand still.
+    pub fence: Option<Fence>,
     /// An access of which the frame's rights are lifted for one instruction.
     pub lift: Option<Lift>,
     /// The last answers.
@@ -127,6 +130,7 @@ impl Engine {
             away: BTreeMap::new(),
             windows: Windows::default(),
             walk: None,
+            fence: None,
             lift: None,
             answered: BTreeMap::new(),
             emulated: BTreeMap::new(),
@@ -139,6 +143,7 @@ impl Engine {
     /// The domain is gone.
     pub fn end(&mut self) {
         self.held.clear();
+        self.fence = None;
         self.queue.end();
         if let Some(walk) = self.walk.take() {
             walk.end();
@@ -205,6 +210,9 @@ impl World {
             self.events.emulated.remove(&vcpu);
         }
         let Some(request) = &self.close_window(request) else { return };
+        if self.was_fenced(request) {
+            return;
+        }
         match request.cause {
             Cause::Step if self.stepped_for_us(request) => return,
             Cause::Unemulated => return self.unemulated(request),
@@ -309,8 +317,10 @@ impl World {
         }
     }
 
-    /// Puts a response into the ring.
-    pub fn respond(&mut self, mut response: Response) {
+    /// Puts a response into the ring; one to a vCPU that is to stand still, later.
+    pub fn respond(&mut self, response: Response) {
+        let fence = self.events.fence.as_mut();
+        let Some(mut response) = fence.map_or(Some(response), |fence| fence.keep(response)) else { return };
         let vcpu = response.vcpu;
         // Xen switches the view of a vCPU only where it waits.
         let waits = response.flags & flag::VCPU_PAUSED != 0;

@@ -7,6 +7,7 @@ mod code;
 pub mod decode;
 mod emulate;
 pub mod engine;
+mod fence;
 pub mod offers;
 mod ports;
 pub mod queue;

@@ -24,7 +24,7 @@ pub struct Can {
     pub rights: bool,
     /// It may have alternate views.
     pub views: bool,
-    /// One vCPU can run alone: it has one only, or Xen pauses single ones.
+    /// One vCPU can run alone by Xen's own pauses: it has one only, or Xen pauses single ones.
     pub alone: bool,
 }
 
@@ -87,12 +87,15 @@ fn action(kind: EventKind, action: Action, can: Can) -> Option<std::result::Resu
 /// # Errors
 /// Why not.
 pub fn steps(can: Can) -> std::result::Result<(), Missing> {
-    match (has_steps(can.events), can.alone) {
+    match (has_steps(can.events), can.alone || can.views) {
         (true, true) => Ok(()),
         (true, false) => Err(Missing::new(
             "this Xen can't pause one vCPU of several, so the others would run on while one steps; events/singlestep works",
         )
-        .cure("give the domain one vCPU, or use a Xen that was built with GDBSX, which Debian's was not")),
+        .cure(
+            "give the domain alternate views, which have the others stand still: altp2m=\"external\" in its configuration, and \
+             altp2m=1 on Xen's command line; or one vCPU; or use a Xen that was built with GDBSX, which Debian's was not",
+        )),
         (false, _) => Err(hardware("step vCPUs")),
     }
 }
@@ -141,6 +144,7 @@ mod tests {
         };
         let can = |events| Can { events, rights: false, views: false, alone: true };
         assert!(steps(Can { alone: false, ..can(1 << bit::SINGLESTEP) }).is_err());
+        assert!(steps(Can { alone: false, views: true, ..can(1 << bit::SINGLESTEP) }).is_ok());
         assert!(steps(can(1 << bit::SINGLESTEP)).is_ok() && steps(can(!(1 << bit::SINGLESTEP))).is_err());
         use EventKind::*;
         let counts = [(Cr0, 1), (Cr8, 0), (Xcr0, 1), (Dr, 0), (Msr, 1), (Interrupt, 0), (Slat, 3), (Io, 2)];

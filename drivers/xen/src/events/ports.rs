@@ -25,7 +25,7 @@ const OP: &str = "answer";
 /// How long an OUT may take to come back; meanwhile the guest may take interrupts.
 const BACK: Duration = Duration::from_secs(1);
 /// RFLAGS.RF.
-const RESUME: u64 = 1 << 16;
+pub const RESUME: u64 = 1 << 16;
 
 /// An OUT with another value, until the vCPU has its own RAX again.
 #[derive(Clone, Copy, Debug)]

@@ -10,10 +10,10 @@
 use std::collections::BTreeMap;
 
 use iced_x86::Mnemonic;
-use vmtree_api::ViewId;
+use vmtree_api::{Result, ViewId};
 
 use super::engine::{Away, Parked};
-use super::wire::{Cause, Request, Response, flag, reason};
+use super::wire::{Cause, Request, Response, access, flag, reason};
 use crate::views::rules::ALL;
 use crate::world::World;
 
@@ -25,9 +25,6 @@ const EVERY: u32 = 256;
 const INTERRUPTS: u64 = 1 << 9;
 /// The rights of the view on which nothing is executed.
 const NO_FETCH: u8 = ALL & !4;
-/// The bit of a fetch among the flags of an access.
-const FETCH: u32 = 4;
-
 /// Those of all vCPUs.
 #[derive(Default)]
 pub struct Windows {
@@ -78,6 +75,12 @@ impl Windows {
         self.view.is_some()
     }
 
+    /// Whether it is this one.
+    #[must_use]
+    pub fn is_view(&self, xen: u16) -> bool {
+        self.view == Some(xen)
+    }
+
     /// What this vCPU waits for is an interrupt.
     pub fn hasten(&mut self, vcpu: u32) {
         self.done.entry(vcpu).or_default().count = EVERY;
@@ -110,7 +113,17 @@ impl World {
         if !can || !due || elsewhere || alone || parked.moved {
             return;
         }
-        let Some(view) = self.no_fetch() else { return };
+        if self.events.windows.refused {
+            return;
+        }
+        let view = match self.no_fetch(OP) {
+            Ok(view) => view,
+            Err(error) => {
+                log::warn!("vCPUs take no interrupts while they are stepped: {error}");
+                self.events.windows.refused = true;
+                return;
+            }
+        };
         if let Err(error) = self.xen.single_step(vcpu, false) {
             log::error!("vCPU {vcpu} takes no interrupts while it is stepped: {error}");
             return;
@@ -131,17 +144,16 @@ impl World {
     }
 
     /// The view on which nothing is executed.
-    fn no_fetch(&mut self) -> Option<u16> {
-        if self.events.windows.view.is_none() && !self.events.windows.refused {
-            match self.new_view(OP, NO_FETCH) {
-                Ok(view) => self.events.windows.view = Some(view),
-                Err(error) => {
-                    log::warn!("vCPUs take no interrupts while they are stepped: {error}");
-                    self.events.windows.refused = true;
-                }
-            }
+    ///
+    /// # Errors
+    /// There is none to be had.
+    pub fn no_fetch(&mut self, op: &'static str) -> Result<u16> {
+        if let Some(view) = self.events.windows.view {
+            return Ok(view);
         }
-        self.events.windows.view
+        let view = self.new_view(op, NO_FETCH)?;
+        self.events.windows.view = Some(view);
+        Ok(view)
     }
 
     /// What a request is to those who watch: the end of a window is a step if it led elsewhere, else nothing.
@@ -157,7 +169,7 @@ impl World {
         if let Err(error) = self.sync_steps(OP) {
             log::error!("{error}");
         }
-        if !there || !matches!(request.cause, Cause::Access { flags, .. } if flags & FETCH != 0) {
+        if !there || !matches!(request.cause, Cause::Access { flags, .. } if flags & access::FETCH != 0) {
             return Some(*request);
         }
         if request.rip != window.rip && self.events.armed.stepped(self.info.vcpus).contains(&vcpu) {
@@ -174,7 +186,8 @@ impl World {
             self.events.windows.refused &= !self.events.stepped.is_empty();
             return;
         };
-        let used = self.events.windows.any() || !self.events.armed.stepped(self.info.vcpus).is_empty();
+        let used = self.events.windows.any() || self.events.walk.is_some();
+        let used = used || !self.events.armed.stepped(self.info.vcpus).is_empty();
         // Busy, it is tried again.
         if !used && (!self.views.on || self.xen.destroy(view).is_ok()) {
             self.events.windows = Windows::default();

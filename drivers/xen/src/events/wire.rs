@@ -43,9 +43,10 @@ pub mod reason {
     pub const IO_INSTRUCTION: u32 = 16;
 }
 
-/// What an access was, of [`Cause::Access`] (MEM_ACCESS_*); the lowest three bits are read, write and fetch.
+/// What an access was, of [`Cause::Access`] (MEM_ACCESS_*); bits 0 and 1 are read and write.
 pub mod access {
     #![allow(missing_docs, reason = "the constants bear the names of vm_event.h")]
+    pub const FETCH: u32 = 1 << 2;
     pub const GLA_VALID: u32 = 1 << 3;
     pub const FAULT_IN_GPT: u32 = 1 << 5;
 }

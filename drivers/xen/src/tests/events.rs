@@ -325,10 +325,11 @@ fn steps_are_counted_while_the_others_stand() {
 }
 
 #[test]
-fn where_no_vcpu_can_be_paused_alone_several_have_no_step() {
-    for (vcpus, steps) in [(1, true), (2, false)] {
+fn where_no_vcpu_can_be_paused_alone_several_step_by_views_or_not_at_all() {
+    for (vcpus, altp2m, steps) in [(1, false, true), (2, false, false), (2, true, true)] {
         let xen = Shared::new(vcpus);
         xen.state.lock().gdbsx = false;
+        xen.state.lock().altp2m = altp2m;
         let driver = open(&xen);
         let can = driver.execution().unwrap().steps();
         assert_eq!(can.is_ok(), steps);

@@ -23,8 +23,9 @@ pub struct State {
     pub still: Vec<u32>,
     /// What it can raise (XEN_DOMCTL_MONITOR_EVENT_*).
     pub events: u32,
-    /// Single vCPUs can be paused.
+    /// Single vCPUs can be paused; there may be alternate views.
     pub gdbsx: bool,
+    pub altp2m: bool,
     pub stepping: BTreeSet<u32>,
     pub ring: bool,
     /// Somebody else has the ring.
@@ -52,7 +53,7 @@ pub struct State {
     pub ran: BTreeMap<u32, u64>,
     /// How many looks at a vCPU find it still on a processor.
     pub stopping: u32,
-    /// The process that had the ring was killed.
+    /// Who had the ring was killed.
     pub killed: bool,
     /// The contexts of a PV domain's vCPUs; none of others.
     pub contexts: Vec<Vec<u8>>,
@@ -99,6 +100,7 @@ impl Shared {
             still: Vec::new(),
             events: 0x3fff,
             gdbsx: true,
+            altp2m: true,
             stepping: BTreeSet::new(),
             ring: false,
             busy: false,
@@ -282,8 +284,7 @@ impl Context for Fake {
         assert!(state.pauses > 0, "the domain runs between load and store");
         let new = Records::parse(records.to_vec()).unwrap();
         let mut all = Records::parse(state.records.clone()).unwrap();
-        let vcpus = state.vcpus;
-        for vcpu in 0..vcpus {
+        for vcpu in 0..state.vcpus {
             for kind in [kind::CPU, kind::LAPIC, kind::LAPIC_REGS] {
                 if let (Some(from), Some(to)) = (new.get(kind, vcpu), all.get_mut(kind, vcpu)) {
                     to.copy_from_slice(from);
@@ -317,8 +318,7 @@ impl Context for Fake {
     }
 
     fn nmi(&self, vcpu: u32) -> Result<()> {
-        let trap = Trap { vector: 2, kind: 2, error: None, length: 0, cr2: 0 };
-        self.call()?.injected.push((vcpu, trap));
+        self.call()?.injected.push((vcpu, Trap { vector: 2, kind: 2, error: None, length: 0, cr2: 0 }));
         Ok(())
     }
 }

@@ -15,7 +15,8 @@ impl Probe for Fake {
     }
 
     fn views(&self) -> Result<bool> {
-        Ok(self.0.state.lock().views)
+        let state = self.0.state.lock();
+        if state.altp2m { Ok(state.views) } else { errno(95) }
     }
 
     fn rights(&self) -> Result<()> {

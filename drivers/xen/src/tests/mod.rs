@@ -7,6 +7,7 @@ mod fake;
 mod fake_pv;
 mod fake_slat;
 mod faults;
+mod fence;
 mod going;
 mod lost;
 mod ports;

@@ -56,7 +56,7 @@ fn whichever_call_fails_nothing_is_left() {
 
 /// Keeps the last note.
 #[derive(Default)]
-struct Keeper(Mutex<String>);
+pub struct Keeper(pub Mutex<String>);
 
 impl Host for Keeper {
     fn ended(&self, _why: &str) {}

@@ -6,6 +6,7 @@ use vmtree_api::{Error, ErrorKind, Gpa, PAGE_SIZE, RegionKind, Result, Span, Vcp
 
 use super::book::{Shown, View};
 use super::rules::{self, ALL, Rights};
+use crate::again::again;
 use crate::error::{is, number, refused};
 use crate::world::{World, note};
 
@@ -303,10 +304,12 @@ impl World {
     }
 
     /// Where a vCPU is, or will be at its next instruction.
-    fn target(&self, vcpu: u32) -> u16 {
+    #[must_use]
+    pub fn target(&self, vcpu: u32) -> u16 {
         let window = self.events.windows.home(vcpu).map(|home| self.views.xen(home));
         let at = window.or_else(|| self.views.at.get(vcpu as usize).copied()).unwrap_or(0);
-        self.views.pending.get(&vcpu).copied().unwrap_or(at)
+        let home = self.events.fence.as_ref().and_then(|fence| fence.home(vcpu, at)).unwrap_or(at);
+        self.views.pending.get(&vcpu).copied().unwrap_or(home)
     }
 
     /// Switches one vCPU, or all.
@@ -330,17 +333,23 @@ impl World {
     }
 
     /// Puts each vCPU on one of Xen's views. Xen switches all at once, or one by the answer to an event of it.
-    fn place(&mut self, op: &'static str, targets: &[u16]) -> Result<()> {
+    ///
+    /// # Errors
+    /// Those of Xen.
+    pub fn place(&mut self, op: &'static str, targets: &[u16]) -> Result<()> {
         if !self.views.on {
             return Ok(());
         }
         if let Some(first) = targets.first()
             && targets.iter().all(|target| target == first)
+            && self.events.fence.is_none()
         {
             return self.place_all(op, *first);
         }
         for (vcpu, target) in (0..).zip(targets) {
-            if self.views.at.get(vcpu as usize) == Some(target) {
+            let at = self.views.at.get(vcpu as usize).copied().unwrap_or(0);
+            let fence = self.events.fence.as_mut();
+            if at == *target || fence.is_some_and(|fence| fence.send_home(vcpu, at, *target)) {
                 self.views.pending.remove(&vcpu);
             } else {
                 self.views.pending.insert(vcpu, *target);
@@ -349,9 +358,13 @@ impl World {
         self.sync_steps(op)
     }
 
-    fn place_all(&mut self, op: &'static str, view: u16) -> Result<()> {
+    /// Puts all vCPUs on one of Xen's views.
+    ///
+    /// # Errors
+    /// Those of Xen.
+    pub fn place_all(&mut self, op: &'static str, view: u16) -> Result<()> {
         let place = |world: &mut Self| {
-            if let Err(error) = world.xen.switch(view) {
+            if let Err(error) = again(|| world.xen.switch(view)) {
                 return Err(world.refused(op, "Xen does not switch the view", error));
             }
             world.views.at.fill(view);
