@@ -1,7 +1,11 @@
 //! `cargo ci`: what CI runs, a row each. `cargo ci NAME...` runs some of it.
 
+mod beside;
+
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
+
+use beside::Beside;
 
 /// A step of CI.
 struct Task {
@@ -102,8 +106,12 @@ fn run(task: &Task) -> bool {
     passed
 }
 
-/// The last task takes six minutes, and is not begun later than this, so that all ends in half an hour.
-const LATEST: Duration = Duration::from_secs(19 * 60);
+/// The task that runs beside the others, because its emulator's clock is not the machine's, and the one that it is begun behind: what
+/// that one tests takes a machine with nothing else to do.
+const BESIDE: &str = "xen";
+const BEHIND: &str = "test";
+/// CI has half an hour; what runs beside is ended then.
+const LATEST: Duration = Duration::from_secs(27 * 60);
 
 fn main() -> ExitCode {
     let begun = Instant::now();
@@ -115,15 +123,17 @@ fn main() -> ExitCode {
     }
     let mut chosen =
         TASKS.iter().filter(|task| wanted.is_empty() || wanted.iter().any(|name| name == task.name));
-    let run = |task: &Task| {
-        let late = task.name == "xen" && wanted.is_empty() && begun.elapsed() > LATEST;
-        if late {
-            println!(
-                "== {}: SKIPPED, {LATEST:?} of CI's half hour are gone; cargo ci {} runs it",
-                task.name, task.name
-            );
+    let mut beside = None;
+    let passed = chosen.all(|task| {
+        if let Some(running) = (task.name == BESIDE).then(|| beside.take()).flatten() {
+            return Beside::ends(running, LATEST.saturating_sub(begun.elapsed()));
         }
-        late || run(task)
-    };
-    if chosen.all(run) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        let passed = run(task);
+        let other = TASKS.iter().find(|other| other.name == BESIDE && found(other.needs));
+        if passed && wanted.is_empty() && task.name == BEHIND {
+            beside = other.and_then(|other| Beside::begin(other.name, other.command));
+        }
+        passed
+    });
+    if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
