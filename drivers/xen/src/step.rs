@@ -137,6 +137,8 @@ impl World {
         let paused = self.pauses > 0 || self.pause(OP).is_ok();
         if paused {
             self.loose_others(OP);
+        } else {
+            self.drop_fence(OP);
         }
         if let Err(error) = self.sync_steps(OP) {
             log::error!("{error}");

@@ -4,6 +4,7 @@
 #
 #   checks.sh [emu|debian|pv|vcpus=N] [CHECK...]    what is mounted (the conformance guest, with N vCPUs), and how the
 #                                                   names of the suite's checks begin
+#   checks.sh ends                                  the conformance guest, and what comes behind the whole suite alone
 #   checks.sh hvm [CHECK...]                     the conformance guest in an HVM domain
 set -u
 # shellcheck source=tests/labs/xen/lib.sh
@@ -14,7 +15,7 @@ vcpus=1
 # Every event takes dom0 a millisecond of the one processor, and every step of two vCPUs ten.
 patience=120
 case ${1:-} in
-emu | debian | pv) kind=$1 && shift ;;
+emu | debian | pv | ends) kind=$1 && shift ;;
 hvm) kind=hvm && shift ;;
 vcpus=*) vcpus=${1#vcpus=} && shift ;;
 esac
@@ -110,6 +111,7 @@ ends() {
     check mount-again mounted || return
     check pause-of-others pause_of_others
     check killed-while-holding killed_while_holding
+    check umounted-under-load umounted_under_load
     check destroyed destroyed_under_the_mount
     check left-after-all nothing_is_left
 }
@@ -156,6 +158,10 @@ guest)
     check start guest guest "$vcpus" && mount_and_check "$@"
     check lives domain_lives guest
     [ $# -gt 0 ] || ends
+    ;;
+ends)
+    source=xen:guest
+    check start guest guest "$vcpus" && ends
     ;;
 debian)
     source=xen:debian

@@ -44,6 +44,18 @@ killed_while_holding() {
     await 20 gone && mounted && moves && hold && exec 3>&- && await 10 moves
 }
 
+# In the middle of all there is: rules, a view with a copy, steps, readers, a vCPU that is held and one that reads all of
+# memory. The next mount finds the guest as if nothing had been.
+umounted_under_load() {
+    mkdir "$mnt/views/load" && echo "0x207000 copy" > "$mnt/views/load/remap" && echo load > "$mnt/vcpu/0/view" || return 1
+    echo '0x207000-0x208000 r-x' > "$mnt/views/load/access" || return 1
+    for file in events/slat events/singlestep mem; do cat "$mnt/$file" > /dev/null 2>&1 & done
+    hold && timeout 60 vmtree umount "$mnt" && ! grep " $mnt " /proc/mounts || return 1
+    exec 3>&-
+    wait
+    mounted && [ "$(ls "$mnt/views")" = 0 ] && ! [ -s "$mnt/views/0/access" ] && moves
+}
+
 gone() {
     ! grep " $mnt " /proc/mounts
 }

@@ -112,6 +112,11 @@ impl World {
 
     /// Lets all go again; the domain is paused.
     pub fn drop_fence(&mut self, op: &'static str) {
+        if self.events.fence.is_none() {
+            return;
+        }
+        // Who has stopped at it is told of before it is down.
+        while self.take_events() {}
         let Some(fence) = self.events.fence.take() else { return };
         if let Err(error) = self.place(op, &fence.homes) {
             log::error!("vCPUs go back to their views by a step each: {error}");
