@@ -66,7 +66,15 @@ impl Waiting {
 /// Lets a vCPU go as if nobody had watched: a wall denies, else the event continues.
 pub fn let_go(held: Held, wall: bool) {
     let verdict = if wall { Verdict::Deny } else { Verdict::Continue };
-    if let Err(refused) = held.answer(&verdict)
+    let mut answered = held.answer(&verdict);
+    if wall {
+        // Nobody is there to decide otherwise: the driver is asked to do without what it lacks.
+        answered = answered.or_else(|mut refused| match refused.held.take() {
+            Some(held) => held.answer(&verdict),
+            None => Err(refused),
+        });
+    }
+    if let Err(refused) = answered
         && refused.error.kind() != ErrorKind::Gone
     {
         // The vCPU goes on as what was refused is dropped.

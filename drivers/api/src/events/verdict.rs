@@ -70,7 +70,8 @@ pub enum Verdict {
     /// What would have happened had nobody watched.
     Continue,
     /// It does not take place. A read or fetch that violates a SLAT permission, which can't just not take place, gets
-    /// #PF at its virtual address, present and with the right that it lacked.
+    /// #PF at its virtual address, present and with the right that it lacked. A driver that lacks something for it now
+    /// refuses it; where it comes once more it takes place without that, whatever else of the instruction is lost.
     Deny,
     /// It takes place with another value. CPUID's result has EAX in its lowest 32 bits, then EBX, ECX and EDX; data of
     /// a memory access are little-endian.

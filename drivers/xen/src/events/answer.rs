@@ -23,8 +23,6 @@ const OP: &str = "answer";
 const SOFTWARE: u8 = 6;
 /// How long a vCPU may take to stop at an event. It is some microseconds.
 const STOPS: Duration = Duration::from_millis(20);
-/// #UD.
-const UNDEFINED: Inject = Inject::Exception { vector: 6, error: None };
 
 impl World {
     /// Lets a held vCPU go with this verdict.
@@ -43,7 +41,13 @@ impl World {
                 self.events.held.remove(&vcpu);
                 self.respond(response);
             }
-            other => other?,
+            Err(error) => {
+                if let Some(parked) = self.events.held.get_mut(&vcpu) {
+                    parked.refused |= *verdict == Verdict::Deny;
+                }
+                return Err(error);
+            }
+            Ok(()) => {}
         }
         self.events.held.remove(&vcpu);
         self.note_held();
@@ -72,7 +76,7 @@ impl World {
         let facts = self.facts(parked);
         let mut plan = table::plan(&parked.request.cause, verdict, facts)?;
         self.check(parked, &plan)?;
-        self.fit_emulator(parked, &mut plan)?;
+        self.fit_emulator(parked, &mut plan);
         let length = self.length(parked, &plan)?;
         let vcpu = parked.request.vcpu;
         let mut dirty = parked.dirty;
@@ -176,6 +180,10 @@ impl World {
             Act::Emulate | Act::EmulateDry | Act::EmulateWith(_) => {
                 self.emulate(parked, plan.act, &mut response);
             }
+            Act::Dry | Act::DryWith(_) => {
+                let done = self.carry_out_apart(parked, plan.act, &mut response);
+                done.or_else(|error| self.insist(parked, plan, error, &mut response))?;
+            }
             Act::Step(stage) => self.step_on(parked, stage, &mut response)?,
         }
         // What Xen has gone past is to fault at the instruction itself.
@@ -219,7 +227,10 @@ impl World {
     }
 
     /// One instruction on another of Xen's views, then back.
-    fn step_on(&mut self, parked: &Parked, stage: Stage, response: &mut Response) -> Result<()> {
+    ///
+    /// # Errors
+    /// Nothing is changed.
+    pub fn step_on(&mut self, parked: &Parked, stage: Stage, response: &mut Response) -> Result<()> {
         let to = match stage {
             Stage::Open => self.views.opened(parked.event.view),
             Stage::On(view) => self.views.xen(view),
@@ -284,33 +295,8 @@ impl World {
             self.events.answered.insert(vcpu, Answered { at: Instant::now(), ran, registers, write });
         }
         if emulate {
-            self.events.emulated.insert(vcpu, (cause, parked.event.view));
+            self.events.emulated.insert(vcpu, (parked.clone(), plan.act));
         }
-    }
-
-    /// What the emulator can't do is done by the vCPU itself.
-    pub fn unemulated(&mut self, request: &super::wire::Request) {
-        let vcpu = request.vcpu;
-        let known = self.events.emulated.remove(&vcpu);
-        let mut response = Response { flags: flag::VCPU_PAUSED, vcpu, ..Response::default() };
-        match known {
-            Some((Cause::Access { gfn, .. }, _)) if !self.views.on => {
-                if let Err(error) = self.lift_frame(vcpu, gfn, &mut response) {
-                    log::error!("{error}");
-                }
-            }
-            Some((Cause::Access { .. }, view)) => {
-                self.step_away(self.views.opened(view), view, &mut response);
-            }
-            _ => {
-                log::error!("Xen's emulator can't do the instruction at {:#x} of vCPU {vcpu}", request.rip);
-                // As Xen does where nobody is asked: tried again, it would come to the same without end.
-                if let Err(error) = self.inject_into(OP, vcpu, UNDEFINED) {
-                    log::error!("{error}");
-                }
-            }
-        }
-        self.respond(response);
     }
 
     fn lift(&mut self, parked: &Parked, response: &mut Response) -> Result<()> {

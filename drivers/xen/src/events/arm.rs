@@ -209,6 +209,13 @@ impl World {
     /// # Errors
     /// The rights stay.
     pub fn lift_frame(&mut self, vcpu: u32, frame: u64, _response: &mut Response) -> Result<()> {
+        if self.events.lift.is_some_and(|lift| lift.vcpu == vcpu) {
+            // Its instruction comes to several frames.
+            let lifted = self.xen.set_access(0, frame..frame + 1, ALL);
+            lifted.map_err(|error| self.refused(OP, "Xen does not lift the rights of a frame", error))?;
+            self.events.lifted.frames.push(frame);
+            return Ok(());
+        }
         self.finish_lift();
         self.pause(OP)?;
         let still = if self.alone {
@@ -238,9 +245,12 @@ impl World {
     /// Puts the rights of a lifted frame back; the domain is paused.
     fn restore_lift(&mut self) {
         let Some(lift) = self.events.lift.take() else { return };
-        let access = self.views.views.get(&0).map_or(ALL, |view| view.rights.at(lift.frame));
-        if let Err(error) = again(|| self.xen.set_access(0, lift.frame..lift.frame + 1, access)) {
-            log::error!("the rights of frame {:#x} are lost: {error}", lift.frame);
+        self.put_kept();
+        for frame in std::mem::take(&mut self.events.lifted.frames).into_iter().chain([lift.frame]) {
+            let access = self.views.views.get(&0).map_or(ALL, |view| view.rights.at(frame));
+            if let Err(error) = again(|| self.xen.set_access(0, frame..frame + 1, access)) {
+                log::error!("the rights of frame {frame:#x} are lost: {error}");
+            }
         }
         self.loose_others(OP);
         let _ = self.sync_steps(OP);
@@ -266,6 +276,7 @@ impl World {
             }
         }
         self.finish_lift();
+        self.finish_dry();
         if let Err(error) = self.set_rules(&[]) {
             log::error!("{error}");
         }

@@ -26,12 +26,7 @@ pub fn decode(bytes: &[u8], bits: u32, rip: u64) -> Option<Instruction> {
 pub fn writes(instruction: &Instruction) -> Option<usize> {
     let mut factory = InstructionInfoFactory::new();
     let info = factory.info(instruction);
-    let mut written = info.used_memory().iter().filter(|memory| {
-        matches!(
-            memory.access(),
-            OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
-        )
-    });
+    let mut written = info.used_memory().iter().filter(|memory| is_written(memory));
     let (first, more) = (written.next()?, written.next());
     (more.is_none() && first.access() == OpAccess::Write)
         .then(|| first.memory_size().size())
@@ -55,13 +50,9 @@ pub fn only_writes(instruction: &Instruction) -> bool {
         && instruction.flow_control() == iced_x86::FlowControl::Next
 }
 
-/// The addresses of memory that an instruction reads.
-#[must_use]
-pub fn sources(instruction: &Instruction, mode: &Mode, general: &General) -> Vec<u64> {
-    let mut factory = InstructionInfoFactory::new();
-    let info = factory.info(instruction);
-    let reads = |memory: &&UsedMemory| !matches!(memory.access(), OpAccess::Write | OpAccess::CondWrite);
-    let value = |register: Register, _, _| match register {
+/// Where an operand of an instruction lies; `None` where that is told by more than general registers.
+fn address(memory: &UsedMemory, mode: &Mode, general: &General) -> Option<u64> {
+    memory.virtual_address(0, |register: Register, _, _| match register {
         register if register.is_segment_register() => mode.bases.get(register.number()).copied(),
         register if register.is_gpr() => {
             let bits = 8 * register.size();
@@ -69,8 +60,47 @@ pub fn sources(instruction: &Instruction, mode: &Mode, general: &General) -> Vec
             Some(if bits < 64 { whole & ((1 << bits) - 1) } else { whole })
         }
         _ => None,
+    })
+}
+
+fn is_written(memory: &UsedMemory) -> bool {
+    matches!(
+        memory.access(),
+        OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
+    )
+}
+
+/// An operand in memory.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Operand {
+    /// Its address; `None` where that is told by more than general registers.
+    pub at: Option<u64>,
+    /// Its bytes; 0 where the processor's state decides.
+    pub bytes: usize,
+    /// It is written.
+    pub written: bool,
+}
+
+/// The operands in memory of an instruction.
+#[must_use]
+pub fn operands(instruction: &Instruction, mode: &Mode, general: &General) -> Vec<Operand> {
+    let mut factory = InstructionInfoFactory::new();
+    let used = factory.info(instruction).used_memory();
+    let touched = used.iter().filter(|memory| memory.access() != OpAccess::NoMemAccess);
+    let operand = |memory: &UsedMemory| {
+        let (at, bytes) = (address(memory, mode, general), memory.memory_size().size());
+        Operand { at, bytes, written: is_written(memory) }
     };
-    info.used_memory().iter().filter(reads).filter_map(|memory| memory.virtual_address(0, value)).collect()
+    touched.map(operand).collect()
+}
+
+/// The addresses of memory that an instruction reads.
+#[must_use]
+pub fn sources(instruction: &Instruction, mode: &Mode, general: &General) -> Vec<u64> {
+    let mut factory = InstructionInfoFactory::new();
+    let info = factory.info(instruction);
+    let reads = |memory: &&UsedMemory| !matches!(memory.access(), OpAccess::Write | OpAccess::CondWrite);
+    info.used_memory().iter().filter(reads).filter_map(|memory| address(memory, mode, general)).collect()
 }
 
 impl World {

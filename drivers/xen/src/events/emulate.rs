@@ -1,6 +1,6 @@
 //! What Xen's emulator can be given to do: it reads code and data from the guest's own frames, whatever a view shows there.
 
-use vmtree_api::{Error, ErrorKind, PAGE_SIZE, Result, ViewId};
+use vmtree_api::{PAGE_SIZE, ViewId};
 
 use super::code::{self, decode};
 use super::engine::Parked;
@@ -10,26 +10,21 @@ use crate::world::World;
 
 impl World {
     /// Does otherwise what the emulator would not do as the vCPU's view has it.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Unsupported`] where there is no other way.
-    pub fn fit_emulator(&self, parked: &Parked, plan: &mut Plan) -> Result<()> {
+    pub fn fit_emulator(&self, parked: &Parked, plan: &mut Plan) {
         let fits = match plan.act {
             Act::EmulateDry => self.code_of_view(parked).is_none() && !self.reads_others(parked),
             Act::EmulateWith(_) => self.code_of_view(parked).is_none(),
             _ => true,
         };
         if fits {
-            return Ok(());
+            return;
         }
         let written = self.instruction(parked.event.view, &parked.mode, parked.request.rip);
         if plan.act == Act::EmulateDry && written.as_ref().is_some_and(code::only_writes) {
             plan.act = Act::Past;
-            return Ok(());
+            return;
         }
-        let why = "Xen's emulator reads code and data from the guest's own frames, and this view shows others there: continue, \
-                   step, set registers or inject instead";
-        Err(Error::new(ErrorKind::Unsupported, "answer", why))
+        plan.act = if let Act::EmulateWith(value) = plan.act { Act::DryWith(value) } else { Act::Dry };
     }
 
     /// The instruction as the vCPU's view has it, where the guest's own frames have another one.

@@ -9,10 +9,12 @@ use vmtree_api::{Access, ViewId};
 
 use super::armed::{Armed, Interest, written};
 use super::decode;
+use super::dry::Dry;
 use super::fence::Fence;
 use super::ports::{Asked, Sent};
 use super::queue::{Queue, Raised};
-use super::table;
+use super::table::{self, Act};
+use super::unemulated::Lifted;
 use super::window::Windows;
 use super::wire::{Cause, General, Mode, Request, Response, Slot, flag, reason};
 use crate::again::again;
@@ -41,6 +43,8 @@ pub struct Parked {
     pub dirty: bool,
     /// RIP was set since.
     pub moved: bool,
+    /// To deny it was refused once.
+    pub refused: bool,
 }
 
 /// What would be lost if the ring went before the vCPU goes on.
@@ -84,8 +88,12 @@ pub struct Engine {
     pub lift: Option<Lift>,
     /// The last answers.
     pub answered: BTreeMap<u32, Answered>,
-    /// Accesses that the emulator was given, should it not be able to do them.
-    pub emulated: BTreeMap<u32, (Cause, ViewId)>,
+    /// What the emulator was given, should it not be able to do it.
+    pub emulated: BTreeMap<u32, (Parked, Act)>,
+    /// Instructions on copies of what they touch.
+    pub dry: Vec<Dry>,
+    /// What the lift has beside its frame.
+    pub lifted: Lifted,
     /// OUTs with other values, on their way.
     pub sent: Vec<Sent>,
     /// INs that a device model may have been asked for.
@@ -134,6 +142,8 @@ impl Engine {
             lift: None,
             answered: BTreeMap::new(),
             emulated: BTreeMap::new(),
+            dry: Vec::new(),
+            lifted: Lifted::default(),
             sent: Vec::new(),
             asked: BTreeMap::new(),
             serial: 0,
@@ -265,7 +275,7 @@ impl World {
     fn parked(&mut self, request: &Request, slot: &Slot, event: Event) -> Parked {
         self.events.serial += 1;
         let (serial, general, mode) = (self.events.serial, General::of(slot), Mode::of(slot));
-        Parked { serial, request: *request, general, mode, event, dirty: false, moved: false }
+        Parked { serial, request: *request, general, mode, event, dirty: false, moved: false, refused: false }
     }
 
     fn hold(&mut self, request: &Request, slot: &Slot, event: Event) {
@@ -336,6 +346,7 @@ impl World {
         if let Err(error) = again(|| self.xen.respond(&response.slot())) {
             log::error!("vCPU {vcpu} can't be told to go on: {error}");
         }
+        self.sweep_dry();
         if self.events.stepped.contains(&vcpu)
             && let Err(error) = self.sync_steps("watch")
         {

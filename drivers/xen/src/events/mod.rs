@@ -5,6 +5,7 @@ mod arm;
 mod armed;
 mod code;
 pub mod decode;
+mod dry;
 mod emulate;
 pub mod engine;
 mod fence;
@@ -16,5 +17,7 @@ pub mod source;
 pub mod table;
 #[cfg(test)]
 mod table_tests;
+mod touched;
+mod unemulated;
 pub mod window;
 pub mod wire;

@@ -28,6 +28,7 @@ impl World {
             self.finish_lift();
         }
         self.settle_windows();
+        self.sweep_dry();
         self.settle_views();
         let needed = !self.events.armed.is_empty() || !self.events.held.is_empty() || self.needs_steps();
         let needed = needed || self.events.windows.any() || self.waits_for_out();

@@ -9,7 +9,7 @@
 //! | guest request | in the middle of its hypercall; RIP is past it | - | |
 //! | CPUID | instead of it, with the results in the registers | RIP past it | |
 //! | descriptor, IN, OUT | instead of it | Xen's emulator (`ports` for what that leaves) | RIP past it |
-//! | access to memory | instead of it | one step on a view that allows it, or the emulator | emulated without writes, or #PF |
+//! | access to memory | instead of it | one step on a view that allows it, or the emulator | emulated without writes (or `dry`), or #PF |
 
 use vmtree_api::events::{Inject, Verdict};
 use vmtree_api::x86::Reg;
@@ -38,6 +38,10 @@ pub enum Act {
     EmulateDry,
     /// The same, and its reads of memory get these bytes.
     EmulateWith([u8; 16]),
+    /// The vCPU itself carries it out, and what it writes to memory is dropped.
+    Dry,
+    /// The same, and its reads of memory get these bytes.
+    DryWith([u8; 16]),
     /// OUT, with another value.
     Send,
     /// It is carried out on a view, and then the vCPU is back on its own.

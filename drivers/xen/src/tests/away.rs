@@ -1,9 +1,9 @@
-//! One instruction on another view, and what the emulator can't do.
+//! One instruction on another view, and what nobody can do.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use vmtree_api::events::{EventKind, Verdict, Wanted, Watch};
+use vmtree_api::events::{Verdict, Wanted, Watch};
 use vmtree_api::views::Rule;
 use vmtree_api::{Access, Driver, Gfn, VcpuId, ViewId};
 
@@ -18,10 +18,6 @@ fn rules(watches: Vec<Watch>) -> Wanted {
     Wanted { watches, rules: vec![rule] }
 }
 
-fn steps() -> Vec<Watch> {
-    vec![Watch { kind: EventKind::SingleStep, way: None, vcpu: None, index: None, hold: false }]
-}
-
 fn access(vcpu: u32, base: u16) -> Slot {
     request(reason::MEM_ACCESS, vcpu, Some(base), &[5, 8, 0x5008, 2 | 8], 0x1000)
 }
@@ -31,10 +27,10 @@ fn answer(driver: &dyn Driver, verdict: &Verdict) {
 }
 
 /// A domain whose emulator was given a write; Xen's number of the view with the rule.
-fn emulated(watches: Vec<Watch>) -> (Arc<Shared>, Box<dyn Driver>, u16) {
+fn emulated() -> (Arc<Shared>, Box<dyn Driver>, u16) {
     let xen = Shared::new(1);
     let driver = open(&xen);
-    driver.events().unwrap().watch(&rules(watches)).unwrap();
+    driver.events().unwrap().watch(&rules(vec![])).unwrap();
     let base = xen.state.lock().on;
     xen.ask(access(0, base));
     answer(&*driver, &Verdict::Deny);
@@ -82,26 +78,8 @@ fn a_switch_is_not_lost_by_an_access_on_the_way() {
 }
 
 #[test]
-fn what_the_emulator_cant_do_is_done_by_a_step() {
-    for (watches, fast) in [(vec![], flag::FAST_SINGLESTEP), (steps(), 0)] {
-        let (xen, driver, base) = emulated(watches);
-        xen.ask(request(reason::EMUL_UNIMPLEMENTED, 0, Some(base), &[], 0x1000));
-        let answer = xen.answers(2)[1];
-        assert_eq!(flags(&answer), flag::VCPU_PAUSED | flag::ALTERNATE_P2M | fast);
-        assert_eq!(view(&answer), 0);
-        if fast == 0 {
-            // Who is stepped stays so, and is put back by the answer to its step.
-            xen.ask(request(reason::SINGLESTEP, 0, Some(0), &[1], 0x1002));
-            assert_eq!(view(&xen.answers(3)[2]), base);
-        }
-        drop(driver);
-        xen.is_clean();
-    }
-}
-
-#[test]
 fn what_nobody_can_do_is_an_undefined_instruction() {
-    let (xen, driver, base) = emulated(vec![]);
+    let (xen, driver, base) = emulated();
     // The emulator could: this comes of a later instruction.
     xen.ask(request(reason::CPUID, 0, Some(base), &[2, 0], 0x1000));
     xen.ask(request(reason::EMUL_UNIMPLEMENTED, 0, Some(base), &[], 0x1002));

@@ -65,13 +65,13 @@ pub struct State {
     pub fails_in: Option<u32>,
     /// Calls that undo something, or only ask, fail too.
     pub strict: bool,
-    rung: bool,
+    pub rung: bool,
 }
 
 /// Shared with the owner thread.
 pub struct Shared {
     pub state: Mutex<State>,
-    changed: Condvar,
+    pub changed: Condvar,
 }
 
 pub struct Fake(pub Arc<Shared>);
@@ -387,14 +387,5 @@ impl Monitor for Fake {
         }
         state.rung = false;
         Ok(())
-    }
-}
-
-pub struct FakeBell(pub Arc<Shared>);
-
-impl Bell for FakeBell {
-    fn ring(&self) {
-        self.0.state.lock().rung = true;
-        self.0.changed.notify_all();
     }
 }

@@ -5,8 +5,8 @@ use std::io::Result;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::fake::{Fake, FakeBell, errno};
-use crate::error::number::{EBUSY, EINVAL};
+use super::fake::{Fake, Shared, errno};
+use crate::error::number::{EBUSY, EINVAL, EOPNOTSUPP};
 use crate::hypervisor::{Bell, Pages, Probe, Slat};
 
 impl Probe for Fake {
@@ -16,7 +16,7 @@ impl Probe for Fake {
 
     fn views(&self) -> Result<bool> {
         let state = self.0.state.lock();
-        if state.altp2m { Ok(state.views) } else { errno(95) }
+        if state.altp2m { Ok(state.views) } else { errno(EOPNOTSUPP) }
     }
 
     fn rights(&self) -> Result<()> {
@@ -106,5 +106,14 @@ impl Pages for Fake {
 
     fn highest(&self) -> Result<u64> {
         Ok(0xff)
+    }
+}
+
+pub struct FakeBell(pub Arc<Shared>);
+
+impl Bell for FakeBell {
+    fn ring(&self) {
+        self.0.state.lock().rung = true;
+        self.0.changed.notify_all();
     }
 }

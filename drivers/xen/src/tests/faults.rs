@@ -12,7 +12,7 @@ use vmtree_api::{Access, Cancel, Driver, Gfn, Gpa, Gva, RegValue, Result, VcpuId
 
 use super::events::open;
 use super::fake::Shared;
-use super::slots::request;
+use super::slots::{request, view};
 use crate::events::wire::{Slot, reason};
 
 /// How long a session may take.
@@ -127,17 +127,31 @@ impl Session<'_> {
         }
     }
 
+    /// A write that the emulator can't be given: the view has other code. It is stepped on copies.
+    fn dry(&mut self, on: u16) {
+        // add [bx], al
+        self.step(|driver| driver.memory().write(Gpa(0x9000), &[0, 7]));
+        let access = request(reason::MEM_ACCESS, 0, Some(on), &[9, 8, 0x9008, 2 | 8], 0x9000);
+        let answered = self.xen.state.lock().responses.len();
+        self.event(access, Verdict::Deny);
+        let stepped = self.xen.state.lock().responses.get(answered).map(view);
+        let Some(at) = stepped.filter(|at| *at != on && self.xen.state.lock().ring) else { return };
+        self.xen.ask(request(reason::SINGLESTEP, 0, Some(at), &[1], 0x9002));
+        self.is_answered();
+    }
+
     fn views(&mut self) {
         let Some(made) = self.step(|driver| driver.views().unwrap().create()) else { return };
         self.step(|driver| driver.views().unwrap().remap(made, Gfn(9), Remap::Copy));
         self.step(|driver| driver.views().unwrap().write(made, Gpa(0x9000), b"ours"));
         self.step(|driver| driver.views().unwrap().remap(made, Gfn(8), Remap::Frame(Gfn(9))));
         let mut more = wanted();
-        more.rules.push(Rule { view: made, frames: Gfn(9)..Gfn(10), access: Access::NONE, hold: false });
+        more.rules.push(Rule { view: made, frames: Gfn(9)..Gfn(10), access: Access::NONE, hold: true });
         self.step(|driver| driver.events().unwrap().watch(&more));
         self.step(|driver| driver.views().unwrap().switch(None, made));
         let on = self.xen.state.lock().on;
         self.event(request(reason::CPUID, 0, Some(on), &[2, 0], 0x1000), Verdict::Continue);
+        self.dry(on);
         self.step(|driver| driver.views().unwrap().switch(Some(VcpuId(0)), ViewId(0)));
         self.step(|driver| driver.views().unwrap().switch(None, ViewId(0)));
         self.step(|driver| driver.events().unwrap().watch(&wanted()));

@@ -2,6 +2,7 @@
 
 mod away;
 mod copies;
+mod dry;
 mod events;
 mod fake;
 mod fake_pv;
@@ -9,6 +10,7 @@ mod fake_slat;
 mod faults;
 mod fence;
 mod going;
+mod lift;
 mod lost;
 mod ports;
 mod pv;

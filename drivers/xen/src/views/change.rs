@@ -37,7 +37,8 @@ impl World {
         self.xen.create(access).map_err(|error| {
             if is(&error, number::EINVAL) || is(&error, number::ENOSPC) || is(&error, number::ENOMEM) {
                 let why = "Xen has no more views: at most 10, one of them its own, one for rules on view 0, one for \
-                           single steps, and one more for each view with both rules and other frames; remove one";
+                           single steps, one for a vCPU that does an instruction without its writes, and one more for \
+                           each view with both rules and other frames; remove one";
                 return Error::new(ErrorKind::NoSpace, op, why).caused_by(error);
             }
             refused(op, "Xen makes no view", error)
@@ -139,7 +140,11 @@ impl World {
         }
     }
 
-    fn ram(&self, op: &'static str, frame: u64) -> Result<()> {
+    /// Whether there is RAM at a frame.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`].
+    pub fn ram(&self, op: &'static str, frame: u64) -> Result<()> {
         let gpa = Gpa(frame.saturating_mul(PAGE_SIZE));
         match vmtree_api::Memory::map(&*self.shared.memory).at(gpa) {
             Span::Region(region) if region.kind == RegionKind::Ram => Ok(()),
@@ -161,7 +166,7 @@ impl World {
         }
         self.open(op, view)?;
         let Some(now) = self.views.views.get(&view.0).cloned() else { return Ok(()) };
-        for xen in [Some(now.xen), now.open].into_iter().flatten() {
+        for xen in [Some(now.xen), now.open].into_iter().flatten().chain(self.dry_like(view, frame)) {
             let to = shown.map(Shown::frame);
             if let Err(error) = self.xen.change(xen, frame, to) {
                 return Err(self.refused(op, "Xen does not change what the view shows", error));
@@ -328,6 +333,10 @@ impl World {
         for vcpu in (0..self.info.vcpus).filter(|vcpu| meant(*vcpu)) {
             self.views.set_current(vcpu, view);
             self.events.away.remove(&vcpu);
+        }
+        // Who is in the middle of an instruction elsewhere is no more.
+        if let Err(error) = self.sync_steps(OP) {
+            log::error!("{error}");
         }
         Ok(())
     }

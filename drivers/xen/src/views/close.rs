@@ -13,7 +13,8 @@ impl World {
         let unused = self.views.views.len() == 1
             && self.views.views.values().all(|view| view.xen == 0)
             && self.views.pending.is_empty()
-            && !self.events.windows.has_view();
+            && !self.events.windows.has_view()
+            && self.events.dry.is_empty();
         if !self.views.on || !unused || !self.events.held.is_empty() {
             return;
         }
@@ -47,6 +48,7 @@ impl World {
                 }
             }
         }
+        self.restore_dry();
     }
 
     /// Takes all back.
@@ -60,6 +62,7 @@ impl World {
             self.entry(ViewId(0), |view| *view = View::default());
             self.views.pending.clear();
             self.settle_windows();
+            self.drop_dry();
             self.events.windows = Windows::default();
             self.settle_views();
         }
