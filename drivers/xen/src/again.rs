@@ -2,6 +2,8 @@
 
 use std::io::{Error, Result};
 
+use vmtree_api::ErrorKind;
+
 use crate::error::{is, number};
 
 /// How often one is made.
@@ -19,6 +21,22 @@ pub fn again<T>(mut call: impl FnMut() -> Result<T>) -> Result<T> {
         }
     }
     call()
+}
+
+/// The same for what takes several calls, of which none changes anything that the next try would not.
+///
+/// # Errors
+/// Those of the last.
+pub fn again_whole<T>(mut act: impl FnMut() -> vmtree_api::Result<T>) -> vmtree_api::Result<T> {
+    for _ in 1..TIMES {
+        match act() {
+            Err(error) if matches!(error.kind(), ErrorKind::Io | ErrorKind::NoSpace) => {
+                log::debug!("Xen is asked again: {error}");
+            }
+            other => return other,
+        }
+    }
+    act()
 }
 
 /// Whether it is no answer to what was asked.

@@ -8,6 +8,7 @@ use vmtree_api::{RegValue, Result};
 
 use crate::again::again;
 use crate::error::{is, number, refused};
+use crate::events::out::Out;
 use crate::events::wire::{Response, flag};
 use crate::hypervisor::Hypervisor;
 use crate::injection::wake_halted;
@@ -87,7 +88,8 @@ pub fn undo(xen: &mut dyn Hypervisor, text: &str) -> Result<()> {
     };
     if let Some(words) = noted(text, note::RING) {
         let writes: Vec<Write> = words.iter().filter_map(|word| write(word)).collect();
-        done("the event ring stays taken", free_ring(xen, info.vcpus, &writes, rights));
+        let outs: Vec<Out> = words.iter().filter_map(|word| word.parse().ok()).collect();
+        done("the event ring stays taken", free_ring(xen, info.vcpus, &writes, &outs, rights));
     }
     if let Some([first, count, max]) = noted(text, note::PAGES).map(|words| numbers(&words)).as_deref() {
         let frames: Vec<u64> = (*first..first.saturating_add((*count).min(1 << 20))).collect();
@@ -106,7 +108,7 @@ pub fn undo(xen: &mut dyn Hypervisor, text: &str) -> Result<()> {
 }
 
 /// Frees the ring of a dead process, and the vCPUs that wait in it; the domain is paused. The writes are done that they
-/// were held at, and these frames get all rights, which takes a ring too.
+/// were held at, those at an OUT of another value get their RAX back, and these frames get all rights, which takes a ring too.
 ///
 /// # Errors
 /// As Xen says.
@@ -114,6 +116,7 @@ pub fn free_ring(
     xen: &mut dyn Hypervisor,
     vcpus: u32,
     writes: &[Write],
+    outs: &[Out],
     rights: Range<u64>,
 ) -> std::io::Result<()> {
     match again(|| xen.give_back()) {
@@ -130,6 +133,11 @@ pub fn free_ring(
     for write in writes {
         if let Err(error) = put(xen, write) {
             log::error!("a write of vCPU {} is lost: {error}", write.vcpu);
+        }
+    }
+    for out in outs {
+        if let Err(error) = out.end(xen) {
+            log::error!("RAX of vCPU {} is lost: {error}", out.vcpu);
         }
     }
     // Xen counts who waits by vCPU: an answer in any ring lets them go.
@@ -179,13 +187,15 @@ mod tests {
         let cr3 = Write { vcpu: 0, what: What::Register(Reg::Cr3), value: 0x1000 };
         let lstar = Write { vcpu: 1, what: What::Msr(0xc000_0082), value: 2 };
         assert_eq!(writes, [cr3, lstar]);
+        let out = Out { vcpu: 1, at: 0x1000, past: 0x1001, rsp: 0x8000, value: 7, rax: 9 };
+        assert_eq!((out.to_string().parse(), write(&out.to_string())), (Ok(out), None));
         assert_eq!((domid(""), noted("", note::RING)), (None, None));
     }
 
     proptest! {
         #[test]
         fn any_note_is_read(text: String, word: String) {
-            let _ = (domid(&text), noted(&text, note::RING), write(&word));
+            let _ = (domid(&text), noted(&text, note::RING), write(&word), word.parse::<Out>());
         }
     }
 }

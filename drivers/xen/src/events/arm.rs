@@ -156,7 +156,7 @@ impl World {
     pub fn free_ring(&mut self) -> Result<()> {
         const OP: &str = "take the event ring";
         self.paused(OP, |world| {
-            let freed = crate::recover::free_ring(&mut *world.xen, world.info.vcpus, &[], 0..0);
+            let freed = crate::recover::free_ring(&mut *world.xen, world.info.vcpus, &[], &[], 0..0);
             freed.map_err(|error| world.refused(OP, "Xen does not give it", error))
         })
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use vmtree_api::events::{Event, EventKind, Verdict};
-use vmtree_api::{Access, ViewId};
+use vmtree_api::{Access, Result, ViewId};
 
 use super::armed::{Armed, Interest, written};
 use super::decode;
@@ -309,10 +309,20 @@ impl World {
         }
     }
 
-    /// Writes of held vCPUs that Xen forgets with the ring; whoever undoes us does them.
+    /// As [`World::note_ring`]; that it can't be done is only told.
     pub fn note_held(&self) {
+        if let Err(error) = self.note_ring() {
+            log::warn!("{error}");
+        }
+    }
+
+    /// Notes what is lost with the ring: writes of held vCPUs, which Xen forgets, and RAX of those at an OUT of another value.
+    ///
+    /// # Errors
+    /// It must not be done.
+    pub fn note_ring(&self) -> Result<()> {
         if !self.events.taken {
-            return;
+            return Ok(());
         }
         let mut text = "ours".to_owned();
         for (vcpu, parked) in &self.events.held {
@@ -322,9 +332,10 @@ impl World {
                 text.push_str(&format!(" {vcpu}:{what}={value:#x}"));
             }
         }
-        if let Err(error) = self.note(note::RING, &text) {
-            log::warn!("{error}");
+        for out in self.outs() {
+            text.push_str(&format!(" {out}"));
         }
+        self.note(note::RING, &text)
     }
 
     /// Puts a response into the ring; one to a vCPU that is to stand still, later.

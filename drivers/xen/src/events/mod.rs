@@ -10,6 +10,7 @@ mod emulate;
 pub mod engine;
 mod fence;
 pub mod offers;
+pub mod out;
 mod ports;
 pub mod queue;
 mod settle;

@@ -17,8 +17,8 @@ use vmtree_api::{Error, ErrorKind, RegValue, Result};
 use super::code;
 use super::decode::low;
 use super::engine::{Answered, Parked};
+use super::out::Out;
 use super::wire::{Cause, General, Mode, Request, Response, Slot, flag, reason};
-use crate::registers::convert;
 use crate::world::World;
 
 const OP: &str = "answer";
@@ -30,18 +30,11 @@ pub const RESUME: u64 = 1 << 16;
 /// An OUT with another value, until the vCPU has its own RAX again.
 #[derive(Clone, Copy, Debug)]
 pub struct Sent {
-    vcpu: u32,
     since: Instant,
-    /// The guest's own instruction, and the one behind it.
-    at: u64,
-    past: u64,
-    /// What tells it from others: the address space, the stack, the port, RAX with the value.
+    out: Out,
+    /// What tells it from others beside its place, its stack and RAX: the address space, and the port.
     cr3: u64,
-    rsp: u64,
     port: u16,
-    value: u64,
-    /// RAX as it was.
-    rax: u64,
 }
 
 /// An IN that Xen's emulator was given, and where the vCPU goes on.
@@ -94,14 +87,21 @@ impl World {
         let value = rax & !low(bytes) | value & low(bytes);
         let narrow = if parked.mode.bits == 64 { u64::MAX } else { 0xffff_ffff };
         let before = at.wrapping_sub(ours) & narrow;
+        let (since, past, cr3) = (Instant::now(), at.wrapping_add(length) & narrow, parked.request.cr3);
+        self.events.sent.push(Sent { since, out: Out { vcpu, at, past, rsp, value, rax }, cr3, port });
+        // Before RAX is another one.
+        let noted = self.note_ring();
         let word = |reg: Reg, value| (reg.id(), RegValue::Word(value));
-        self.put_registers(OP, vcpu, &[word(Reg::Rax, value), word(Reg::Rip, before)])?;
+        let changes = [word(Reg::Rax, value), word(Reg::Rip, before)];
+        if let Err(error) = noted.and_then(|()| self.put_registers(OP, vcpu, &changes)) {
+            self.events.sent.pop();
+            self.note_held();
+            return Err(error);
+        }
         response.flags |= flag::EMULATE;
         // The one reason for which Xen takes the instruction from us.
         response.reason = reason::SOFTWARE_BREAKPOINT;
         response.code = Some(code);
-        let (since, past, cr3) = (Instant::now(), at.wrapping_add(length) & narrow, parked.request.cr3);
-        self.events.sent.push(Sent { vcpu, since, at, past, cr3, rsp, port, value, rax });
         Ok(())
     }
 
@@ -132,6 +132,7 @@ impl World {
         let Cause::Io { port, input, .. } = request.cause else { return false };
         let mut general = General::of(slot);
         let [rax, _, _, _, rsp, ..] = general.gpr;
+        let sent = !input;
         if input {
             let asked = self.events.asked.remove(&request.vcpu);
             let here = |asked: &Asked| asked.at == request.rip && asked.port == port;
@@ -141,15 +142,14 @@ impl World {
             };
             (general.rip, general.rflags) = (asked.past, general.rflags & !RESUME);
         } else {
-            let place = self.events.sent.iter().position(|sent| {
-                (sent.at, sent.cr3, sent.rsp, sent.port, sent.value)
-                    == (request.rip, request.cr3, rsp, port, rax)
+            let place = self.events.sent.iter().position(|Sent { out, cr3, port: of, .. }| {
+                (out.at, *cr3, out.rsp, *of, out.value) == (request.rip, request.cr3, rsp, port, rax)
             });
             let Some(place) = place else { return false };
-            let sent = self.events.sent.remove(place);
-            general.rip = sent.past;
+            let Sent { out, .. } = self.events.sent.remove(place);
+            general.rip = out.past;
             let [rax, ..] = &mut general.gpr;
-            *rax = sent.rax;
+            *rax = out.rax;
         }
         let vcpu = request.vcpu;
         let (ran, registers) = (self.stood(vcpu), Some(general));
@@ -162,19 +162,20 @@ impl World {
             registers,
             ..Response::default()
         });
+        if sent {
+            self.note_held();
+        }
         true
     }
 
     /// Whether an OUT is on its way for which Xen must tell of IN and OUT.
     pub fn waits_for_out(&mut self) -> bool {
-        if self.pauses == 0 {
-            self.events.sent.retain(|sent| {
-                let late = sent.since.elapsed() > BACK;
-                if late {
-                    log::error!("vCPU {} did not come back to its OUT at {:#x}", sent.vcpu, sent.at);
-                }
-                !late
-            });
+        let is_late = |sent: &Sent| sent.since.elapsed() > BACK;
+        if self.pauses == 0 && self.events.sent.iter().any(is_late) {
+            for Sent { out, .. } in self.events.sent.extract_if(.., |sent| is_late(sent)) {
+                log::error!("vCPU {} did not come back to its OUT at {:#x}", out.vcpu, out.at);
+            }
+            self.note_held();
         }
         !self.events.sent.is_empty()
     }
@@ -182,32 +183,15 @@ impl World {
     /// Gives vCPUs their RAX back that have not come back to their OUT; the domain stands still.
     pub fn end_outs(&mut self) {
         for sent in std::mem::take(&mut self.events.sent) {
-            if let Err(error) = self.end_out(&sent) {
-                log::error!("RAX of vCPU {} is lost: {error}", sent.vcpu);
+            if let Err(error) = sent.out.end(&*self.xen) {
+                log::error!("RAX of vCPU {} is lost: {error}", sent.out.vcpu);
             }
         }
     }
 
-    fn end_out(&mut self, sent: &Sent) -> Result<()> {
-        let Sent { vcpu, at, past, rsp, value, rax, .. } = *sent;
-        let regs = convert::all(&self.cpu_record(OP, vcpu)?, vcpu);
-        let ([rax_now, ..], [_, _, _, _, rsp_now, ..]) = (regs.gpr, regs.gpr);
-        let ours = at.wrapping_sub(regs.rip);
-        let rip = match ours {
-            _ if (rax_now, rsp_now) != (value, rsp) => None,
-            0 => Some(past),
-            // Xen has not begun.
-            1..=3 => Some(at),
-            _ => None,
-        };
-        let Some(rip) = rip else {
-            return Err(Error::new(ErrorKind::Stale, OP, "it has gone elsewhere"));
-        };
-        if rip == at {
-            log::error!("the OUT of vCPU {vcpu} at {at:#x} has the guest's own value after all");
-        }
-        let word = |reg: Reg, value| (reg.id(), RegValue::Word(value));
-        self.put_registers(OP, vcpu, &[word(Reg::Rax, rax), word(Reg::Rip, rip)])
+    /// The OUTs that are on their way, for whoever undoes us.
+    pub fn outs(&self) -> impl Iterator<Item = Out> {
+        self.events.sent.iter().map(|sent| sent.out)
     }
 
     /// What OUTS writes is in memory.

@@ -8,7 +8,7 @@ use vmtree_api::{ErrorKind, RegValue};
 
 use super::engine::Answered;
 use super::wire::{Cause, control};
-use crate::again::again;
+use crate::again::{again, again_whole};
 use crate::hypervisor::{Intercept, Ran};
 use crate::world::{World, note};
 
@@ -131,7 +131,7 @@ impl World {
                 changes.push((Reg::Rip.id(), RegValue::Word(general.rip)));
             }
             let done = match write {
-                Some(Cause::Msr { index, new, .. }) => self.write_msr(OP, vcpu, index, new),
+                Some(Cause::Msr { index, new, .. }) => again_whole(|| self.write_msr(OP, vcpu, index, new)),
                 Some(Cause::Control { index, new, .. }) => {
                     let reg = match index {
                         control::CR0 => Reg::Cr0,
@@ -143,7 +143,7 @@ impl World {
                 }
                 _ => Ok(()),
             };
-            if let Err(error) = done.and_then(|()| self.put_registers(OP, vcpu, &changes)) {
+            if let Err(error) = done.and_then(|()| again_whole(|| self.put_registers(OP, vcpu, &changes))) {
                 log::error!("what vCPU {vcpu} was about to do is lost: {error}");
             }
         }

@@ -71,7 +71,7 @@ fn who_was_stepped_by_a_killed_daemon_is_woken() {
     let xen = Shared::new(1);
     xen.set_apic(0, TIMER, 0xec);
     xen.state.lock().busy = true;
-    recover::free_ring(&mut Fake(xen.clone()), 1, &[], 0..0).unwrap();
+    recover::free_ring(&mut Fake(xen.clone()), 1, &[], &[], 0..0).unwrap();
     assert_eq!(messages(&xen), [0xec]);
 }
 

@@ -11,6 +11,7 @@ use crate::events::wire::reason;
 
 const RIP: usize = 640;
 const CR3: usize = 672;
+const LSTAR: usize = 960;
 
 fn watch(kind: EventKind, hold: bool) -> Wanted {
     Wanted { watches: vec![Watch { kind, way: None, vcpu: None, index: None, hold }], rules: Vec::new() }
@@ -54,6 +55,35 @@ fn an_answer_before_the_vcpu_has_stopped_is_not_taken_for_its_going_on() {
     drop(driver);
     assert_eq!(xen.register(0, CR3), 0x2000);
     xen.is_clean();
+}
+
+#[test]
+fn a_write_that_fails_once_is_done_all_the_same() {
+    let mut struck = 0;
+    for fails in 0..6 {
+        for (why, content) in
+            [(reason::WRITE_CTRLREG, [1, 0x2000, 0x1000]), (reason::MOV_TO_MSR, [0xc000_0082, 5, 4])]
+        {
+            let xen = Shared::new(1);
+            let driver = open(&xen);
+            let events = driver.events().unwrap();
+            let kind = if why == reason::MOV_TO_MSR { EventKind::Msr } else { EventKind::Cr3 };
+            events.watch(&watch(kind, true)).unwrap();
+            xen.state.lock().ran.insert(0, 5);
+            let pause = driver.execution().unwrap().pause().unwrap();
+            xen.ask(request(why, 0, None, &content, 0x1000));
+            events.next(Duration::from_secs(5)).unwrap().unwrap().answer(&Verdict::Continue).unwrap();
+            xen.state.lock().fails_in = Some(fails);
+            drop(pause);
+            drop(driver);
+            struck += u32::from(xen.state.lock().fails_in.is_none());
+            xen.state.lock().fails_in = None;
+            let is = if kind == EventKind::Msr { xen.register(0, LSTAR) } else { xen.register(0, CR3) };
+            assert_eq!(is, content[1], "{kind}, call {fails}");
+            xen.is_clean();
+        }
+    }
+    assert!(struck >= 6, "only {struck} calls failed");
 }
 
 #[test]

@@ -16,13 +16,16 @@ const AX: usize = 512;
 const RIP: usize = 640;
 const RSI: u64 = 0x3000;
 /// RAX as the guest has it, and as it is behind an OUT of one byte of another value.
-const RAX: u64 = 0x1122_3344_5566_7788;
-const SENT: u64 = 0x1122_3344_5566_77aa;
+pub const RAX: u64 = 0x1122_3344_5566_7788;
+pub const SENT: u64 = 0x1122_3344_5566_77aa;
 /// RFLAGS, with RF.
 const RESUMED: u64 = 0x1_0002;
 
 fn open_watching(xen: &Arc<Shared>) -> Box<dyn Driver> {
-    let driver = open(xen);
+    watching(open(xen))
+}
+
+fn watching(driver: Box<dyn Driver>) -> Box<dyn Driver> {
     let watch = Watch { kind: EventKind::Io, way: None, vcpu: None, index: None, hold: true };
     driver.events().unwrap().watch(&Wanted { watches: vec![watch], rules: Vec::new() }).unwrap();
     // out dx, al; in al, dx; outsb
@@ -41,7 +44,7 @@ fn port(vcpu: u32, (input, string): (bool, bool), rax: u64, rflags: u64, rip: u6
     slot
 }
 
-fn out(rax: u64) -> Slot {
+pub fn out(rax: u64) -> Slot {
     port(0, (false, false), rax, 2, 0x1000)
 }
 
@@ -49,14 +52,19 @@ fn held(driver: &dyn Driver) -> Held {
     driver.events().unwrap().next(Duration::from_secs(5)).unwrap().expect("an event")
 }
 
-fn put(driver: &dyn Driver, reg: Reg, value: u64) {
+pub fn put(driver: &dyn Driver, reg: Reg, value: u64) {
     driver.registers().unwrap().write(VcpuId(0), &[(reg.id(), RegValue::Word(value))]).unwrap();
 }
 
 /// An OUT that was answered with another value; what Xen was told.
 fn sent(xen: &Arc<Shared>) -> (Box<dyn Driver>, Slot) {
+    sent_on(xen, open(xen))
+}
+
+/// The same of a domain that was opened otherwise.
+pub fn sent_on(xen: &Arc<Shared>, driver: Box<dyn Driver>) -> (Box<dyn Driver>, Slot) {
     xen.state.lock().ran.insert(0, 5);
-    let driver = open_watching(xen);
+    let driver = watching(driver);
     put(&*driver, Reg::Rax, RAX);
     put(&*driver, Reg::Rip, 0x1000);
     xen.ask(out(RAX));

@@ -11,6 +11,7 @@ use vmtree_api::{Access, Cancel, Driver, Gfn, Host, RegValue, VcpuId, ViewId};
 
 use super::events::open;
 use super::fake::{Fake, Shared};
+use super::ports::{RAX, SENT, out, put, sent_on};
 use super::slots::{flags, request};
 use super::{frames, opening};
 use crate::driver::open_domain;
@@ -89,4 +90,38 @@ fn what_a_killed_daemon_left_is_undone() {
     let told = xen.answers(answered + 2);
     assert!(told[answered..].iter().all(|answer| flags(answer) == flag::VCPU_PAUSED));
     recover::undo(&mut Fake(xen), "").unwrap();
+}
+
+#[test]
+fn a_killed_daemon_leaves_no_rax_of_its_own_at_an_out() {
+    // Xen has not begun; the vCPU is at its OUT once more; it is in an interrupt's handler.
+    for (came, rax, rip) in [(0xfff, RAX, 0x1000), (0x1000, RAX, 0x1001), (0x5000, SENT, 0x5000)] {
+        let xen = Shared::new(1);
+        let keeper = Arc::new(Keeper::default());
+        let host = Arc::clone(&keeper) as Arc<dyn Host>;
+        let (driver, _) = sent_on(&xen, open_domain(opening(&xen, frames(), None), host).unwrap());
+        let note = keeper.0.lock().clone();
+        assert!(note.contains(&format!("0:out=0x1000,0x1001,0x0,{SENT:#x},{RAX:#x}")), "{note}");
+        put(&*driver, Reg::Rip, came);
+        std::mem::forget(driver);
+        xen.state.lock().killed = true;
+        recover::undo(&mut Fake(Arc::clone(&xen)), &note).unwrap();
+        assert_eq!((xen.register(0, 512), xen.register(0, 640)), (rax, rip), "{came:#x}");
+        xen.is_clean();
+    }
+}
+
+#[test]
+fn an_out_that_has_come_back_is_noted_no_more() {
+    let xen = Shared::new(1);
+    let keeper = Arc::new(Keeper::default());
+    let host = Arc::clone(&keeper) as Arc<dyn Host>;
+    let (driver, _) = sent_on(&xen, open_domain(opening(&xen, frames(), None), host).unwrap());
+    xen.ask(out(SENT));
+    xen.answers(2);
+    driver.registers().unwrap().read(VcpuId(0)).unwrap();
+    let note = keeper.0.lock().clone();
+    assert!(note.contains("ring") && !note.contains("out="), "{note}");
+    drop(driver);
+    xen.is_clean();
 }
