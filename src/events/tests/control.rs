@@ -212,6 +212,24 @@ fn a_wall_that_can_not_be_one_lets_go() {
 }
 
 #[test]
+fn a_wall_is_asked_for_once_more_where_nobody_decides() {
+    let mount = mount();
+    let wall = AccessChange::Set { frames: Gfn(0)..Gfn(9), access: Access::READ, deny: true };
+    mount.hub.set_access(ViewId(0), &[wall]).unwrap();
+    mount.mock.state().refuses_once = Some(Action::Deny);
+    mount.mock.raise(slat(0, Access::WRITE));
+    until("it", || mount.mock.verdicts() == [Verdict::Deny]);
+    // Who does decide is told.
+    let file = mount.open(EventKind::Slat, Mode::Control);
+    mount.mock.state().refuses_once = Some(Action::Deny);
+    mount.mock.raise(slat(0, Access::WRITE));
+    let (seq, _) = next(&file);
+    assert_eq!(errno(file.write(format!("{seq} deny").as_bytes())), Errno::EINVAL);
+    file.write(format!("{seq} deny").as_bytes()).unwrap();
+    assert_eq!(mount.mock.verdicts(), [Verdict::Deny, Verdict::Deny]);
+}
+
+#[test]
 fn an_event_that_does_not_wait_is_for_observers_alone() {
     let mount = mount();
     let controller = mount.open(EventKind::Cr3, Mode::Control);

@@ -35,6 +35,8 @@ pub struct State {
     pub deaf: bool,
     /// The actions that are refused when they are tried.
     pub refuses: Vec<Action>,
+    /// The same, once.
+    pub refuses_once: Option<Action>,
     pub gone: bool,
     pub views: u32,
     /// How often `next` was called.
@@ -163,7 +165,8 @@ impl Mock {
             if state.gone {
                 return Err(Error::new(ErrorKind::Gone, "answer", "the VM is gone"));
             }
-            if state.refuses.contains(&verdict.action()) {
+            let once = state.refuses_once.take_if(|action| *action == verdict.action());
+            if once.is_some() || state.refuses.contains(&verdict.action()) {
                 return Err(Error::new(ErrorKind::Invalid, "answer", "as the test wants it"));
             }
             state.answers.push((event, verdict.clone()));

@@ -5,7 +5,8 @@
 #   checks.sh [emu|debian|pv|vcpus=N] [CHECK...]    what is mounted (the conformance guest, with N vCPUs), and how the
 #                                                   names of the suite's checks begin
 #   checks.sh ends                                  the conformance guest, and what comes behind the whole suite alone
-#   checks.sh hvm [CHECK...]                     the conformance guest in an HVM domain
+#   checks.sh walls                                 what Xen's emulator can't deny
+#   checks.sh hvm [CHECK...]                        the conformance guest in an HVM domain
 set -u
 # shellcheck source=tests/labs/xen/lib.sh
 . /lab/lib.sh
@@ -15,7 +16,7 @@ vcpus=1
 # Every event takes dom0 a millisecond of the one processor, and every step of two vCPUs ten.
 patience=120
 case ${1:-} in
-emu | debian | pv | ends) kind=$1 && shift ;;
+emu | debian | pv | ends | walls) kind=$1 && shift ;;
 hvm) kind=hvm && shift ;;
 vcpus=*) vcpus=${1#vcpus=} && shift ;;
 esac
@@ -108,7 +109,10 @@ mount_and_check() {
 ends() {
     # shellcheck source=tests/labs/xen/ends.sh
     . /lab/ends.sh
+    # shellcheck source=tests/labs/xen/walls.sh
+    . /lab/walls.sh
     check mount-again mounted || return
+    walls
     check pause-of-others pause_of_others
     check killed-while-holding killed_while_holding
     check umounted-under-load umounted_under_load
@@ -162,6 +166,19 @@ guest)
 ends)
     source=xen:guest
     check start guest guest "$vcpus" && ends
+    ;;
+walls)
+    # shellcheck source=tests/labs/xen/ends.sh
+    . /lab/ends.sh
+    # shellcheck source=tests/labs/xen/walls.sh
+    . /lab/walls.sh
+    source=xen:guest
+    if check start guest guest 1 && check mount mounted; then
+        walls
+        check umount unmounted
+    fi
+    check left nothing_is_left
+    check lives domain_lives guest
     ;;
 debian)
     source=xen:debian

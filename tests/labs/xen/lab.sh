@@ -7,7 +7,7 @@
 #   tests/labs/xen/lab.sh script bochs|qemu FILE...   boot, run the first FILE in dom0 by sh, print its console, exit with its
 #                                                     exit code. All FILEs lie in dom0's /lab, programs with their libraries,
 #                                                     beside vmtree, vmtree-conformance, guest.elf and lib.sh (source it)
-#   tests/labs/xen/lab.sh run bochs|qemu [vcpus=N|emu|debian|pv|hvm|ends] [CHECK...]
+#   tests/labs/xen/lab.sh run bochs|qemu [vcpus=N|emu|debian|pv|hvm|ends|walls] [CHECK...]
 #                                                     boot, start the conformance guest (with 1 vCPU), mount it in dom0, run the
 #                                                     suite's checks (those whose names begin as CHECK); a line a check:
 #                                                     T|NAME|ok, absent or FAILED|DETAIL. Exit 0 if none failed. emu: the built-in
@@ -15,6 +15,7 @@
 #                                                     pv: a PV domain, with dom0's kernel
 #                                                     hvm: an HVM domain with a device model; ends: deaths, other tools and
 #                                                     an unmount under load, which the whole suite is followed by
+#                                                     walls: writes that Xen's emulator can't deny
 #   tests/labs/xen/lab.sh shell                       dom0 in QEMU with a shell on this terminal; Ctrl-A X ends it
 #   tests/labs/xen/lab.sh inside COMMAND...           a command in the Debian root: /src is this source (read-only), /lab the
 #                                                     lab's folder, cargo builds into /lab/target. cargo check -p vmtree-xen
@@ -151,7 +152,7 @@ run() {
         ;;
     *) set -- ;;
     esac
-    script "$machine" "$work/checks" "$here/checks.sh" "$here/ends.sh" "$@"
+    script "$machine" "$work/checks" "$here/checks.sh" "$here/ends.sh" "$here/walls.sh" "$@"
 }
 
 # The archive of the run: the script, what lib.sh names, and files by their paths on the host.
@@ -166,7 +167,7 @@ add_files() {
 }
 
 usage() {
-    sed -n '2,27s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,25s/^# \{0,1\}//p' "$0" >&2
     exit 2
 }
 

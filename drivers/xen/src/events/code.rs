@@ -184,6 +184,25 @@ mod tests {
     }
 
     #[test]
+    fn operands_tell_what_is_written_and_how_much() {
+        let mut general = General::default();
+        (general.gpr[4], general.gpr[7]) = (0x8000, 0x3000);
+        let of = |code: &[u8]| {
+            operands(&decode(code, 64, 0).unwrap(), &Mode { bits: 64, ..Mode::default() }, &general)
+        };
+        let operand = |at, bytes, written| Operand { at: Some(at), bytes, written };
+        // xsave [rdi], xadd [rdi], ecx, push rax, mov eax, [rdi], lea eax, [rdi]
+        assert_eq!(of(&[0x0f, 0xae, 0x27]), [operand(0x3000, 0, true)]);
+        assert_eq!(of(&[0x0f, 0xc1, 0x0f]), [operand(0x3000, 4, true)]);
+        assert_eq!(of(&[0x50]), [operand(0x7ff8, 8, true)]);
+        assert_eq!(of(&[0x8b, 0x07]), [operand(0x3000, 4, false)]);
+        assert_eq!(of(&[0x8d, 0x07]), []);
+        // vpscatterdd [rdi+zmm1]{k1}, zmm0
+        let scatter = of(&[0x62, 0xf2, 0x7d, 0x49, 0xa0, 0x04, 0x0f]);
+        assert!(scatter.iter().any(|operand| operand.written && operand.at.is_none()), "{scatter:?}");
+    }
+
+    #[test]
     fn addresses_are_those_of_the_operands() {
         let mode = Mode { bits: 64, bases: [0, 0, 0, 0, 0, 0x10_0000], ..Mode::default() };
         let mut general = General::default();
@@ -204,6 +223,8 @@ mod tests {
                 let only = only_writes(&instruction);
                 prop_assert!(!only || writes(&instruction).is_some());
                 let _ = sources(&instruction, &Mode::default(), &General::default());
+                let operands = operands(&instruction, &Mode::default(), &General::default());
+                prop_assert!(!only || operands.iter().any(|operand| operand.written));
             }
         }
     }

@@ -19,7 +19,7 @@ const OP: &str = "end an OUT";
 pub struct Out {
     /// The vCPU.
     pub vcpu: u32,
-    /// The guest's own instruction, and the one behind it.
+    /// The guest's own instruction.
     pub at: u64,
     /// The one behind it.
     pub past: u64,
