@@ -117,8 +117,10 @@ impl World {
             .map_err(|error| self.refused(OP, "Xen does not change what a view shows", error))
     }
 
+    /// Whether its vCPU is on its view, or will be: a fence keeps it elsewhere for as long as another one steps.
     fn is_under_way(&self, dry: &Dry) -> bool {
-        self.views.at.get(dry.vcpu as usize) == Some(&dry.view)
+        let away = self.events.away.get(&dry.vcpu).is_some_and(|away| away.at == dry.view);
+        away || self.views.at.get(dry.vcpu as usize) == Some(&dry.view)
     }
 
     /// Gives back what the steps had that are done.
