@@ -95,8 +95,10 @@ impl World {
     }
 
     fn sees_other_frames(&self, vcpu: u32) -> bool {
-        let at = self.views.of(self.belongs(vcpu));
-        self.views.views.get(&at.0).is_some_and(|view| !view.shown.is_empty())
+        // In the middle of an instruction on copies it sees those of its own view.
+        let home = self.events.away.get(&vcpu).map(|away| away.home);
+        let mut seen = [Some(self.views.of(self.belongs(vcpu))), home].into_iter().flatten();
+        seen.any(|view| self.views.views.get(&view.0).is_some_and(|view| !view.shown.is_empty()))
     }
 
     /// Xen's view on which a vCPU executes its next instruction.

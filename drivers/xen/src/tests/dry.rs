@@ -12,6 +12,7 @@ use vmtree_api::{Access, Driver, ErrorKind, Gfn, Gpa, RegValue, VcpuId, ViewId};
 use super::copies::on_a_view;
 use super::events::open;
 use super::fake::Shared;
+use super::fence::stepping;
 use super::slots::{flags, request, view, word};
 use crate::events::wire::{Slot, flag, reason};
 
@@ -273,6 +274,54 @@ fn a_switch_or_a_change_in_the_middle_is_not_undone() {
     views.switch(None, ViewId(0)).unwrap();
     is_over(&xen, dry);
     assert_eq!(xen.state.lock().on, 0);
+    drop(driver);
+    xen.is_clean();
+}
+
+#[test]
+fn one_that_another_one_steps_beside_comes_back_to_its_copies() {
+    let xen = Shared::new(2);
+    {
+        let mut state = xen.state.lock();
+        state.gdbsx = false;
+        state.ran.extend([(0, 1), (1, 1)]);
+    }
+    let driver = open(&xen);
+    driver.memory().write(Gpa(0x1000), XSAVE).unwrap();
+    let rules = vec![Rule { view: ViewId(0), frames: Gfn(5)..Gfn(6), access: Access::READ, hold: true }];
+    driver.events().unwrap().watch(&Wanted { watches: vec![], rules }).unwrap();
+    let base = xen.state.lock().on;
+    let of_1 = |mut slot: Slot| {
+        slot[12] = 1;
+        slot
+    };
+    xen.ask(of_1(access(base, 0x5008, 2, 0x5008)));
+    held(&*driver).answer(&Verdict::Deny).unwrap();
+    xen.ask(request(reason::EMUL_UNIMPLEMENTED, 1, Some(base), &[], 0x1000));
+    let dry = view(&xen.answers(2)[1]);
+    let xens = || {
+        let fenced = || {
+            Some(xen.state.lock()).filter(|state| state.on != base && state.pauses == 0).map(|state| state.on)
+        };
+        let on = (0..500).find_map(|_| {
+            std::thread::sleep(Duration::from_millis(10));
+            fenced()
+        });
+        let on = on.unwrap();
+        assert_ne!(on, dry);
+        for vcpu in [1, 0] {
+            xen.ask(request(reason::MEM_ACCESS, vcpu, Some(on), &[1, 0, 0x1000, 0x44], 0x1000));
+        }
+        assert_eq!(view(&xen.answers(3)[2]), base);
+        assert!(xen.state.lock().made.contains(&dry));
+        xen.ask(request(reason::SINGLESTEP, 0, Some(base), &[1], 0x1001));
+        let last: Vec<(u8, u16)> = xen.answers(5)[3..].iter().map(|slot| (slot[12], view(slot))).collect();
+        assert_eq!(last, [(1, dry), (0, 0)], "who is there already is switched nowhere");
+    };
+    assert_eq!(stepping(&*driver, 1, xens).unwrap(), 1);
+    xen.ask(request(reason::SINGLESTEP, 1, Some(dry), &[1], 0x1003));
+    assert_eq!(view(&xen.answers(6)[5]), base);
+    is_over(&xen, dry);
     drop(driver);
     xen.is_clean();
 }

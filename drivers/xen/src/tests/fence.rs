@@ -36,7 +36,7 @@ fn several() -> (Arc<Shared>, Box<dyn Driver>) {
 }
 
 /// Steps of vCPU 0, while Xen does what the test says.
-fn stepping(driver: &dyn Driver, count: u64, xens: impl FnOnce() + Send) -> Result<u64> {
+pub fn stepping(driver: &dyn Driver, count: u64, xens: impl FnOnce() + Send) -> Result<u64> {
     let execution = driver.execution().unwrap();
     let _pause = execution.pause().unwrap();
     thread::scope(|scope| {
