@@ -75,6 +75,10 @@ walls_of_any_instruction() {
     echo '0xc3000-0xc4000 r-- deny' > "$mnt/views/0/access" || return 1
     wall_run true && wall_left "$mnt/mem" a 6161616161616161 7272727272727272
     behind=$?
+    # That each fetch of the same instructions is told of opens no wall.
+    exec 4< "$mnt/events/slat,gpa=0xc1000-0xc2000,access=x"
+    wall_run true && wall_left "$mnt/mem" a 6161616161616161 7272727272727272 || behind=1
+    exec 4<&-
     grep '^slat ' "$mnt/events/stats"
     echo reset > "$mnt/views/0/access"
     # Without it they write.

@@ -177,6 +177,7 @@ impl World {
                 let general = self.general(parked, dirty)?;
                 self.send(parked, plan.result.unwrap_or(0) as u64, length, general, &mut response)?;
             }
+            Act::Emulate if self.lifts_instead(parked) => self.lift(parked, &mut response)?,
             Act::Emulate | Act::EmulateDry | Act::EmulateWith(_) => {
                 self.emulate(parked, plan.act, &mut response);
             }
@@ -237,6 +238,9 @@ impl World {
         };
         if !self.views.on {
             return self.lift(parked, response);
+        }
+        if stage == Stage::Open && self.step_guarded(parked, response) {
+            return Ok(());
         }
         response.access = None;
         self.step_away(to, parked.event.view, response);

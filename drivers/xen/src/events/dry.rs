@@ -35,6 +35,8 @@ pub struct Dry {
     /// The instruction, and the one behind it where it must not be done with its writes.
     at: u64,
     past: Option<u64>,
+    /// It is to do its writes, as far as the rules let it (`guarded`).
+    guards: bool,
 }
 
 impl World {
@@ -60,19 +62,23 @@ impl World {
         let past = self.instruction(like, &parked.mode, at).map(|it| it.next_ip());
         let past = past.filter(|_| value.is_none());
         let view = self.new_view(OP, ALL)?;
-        self.events.dry.push(Dry { vcpu, view, like, pages: Vec::new(), at, past });
-        let back = self.views.pending.get(&vcpu).copied().unwrap_or_else(|| self.views.xen(like));
+        self.events.dry.push(Dry { past, guards: false, ..Dry::guard(vcpu, view, like, at) });
         let filled = self.fill(view, like, &parts, value);
-        let stepped = filled.and_then(|()| {
-            let home = self.views.of(back);
-            let before = self.events.away.insert(vcpu, Away { at: view, home, told: true });
-            self.sync_steps(OP).inspect_err(|_| {
-                self.events.away.remove(&vcpu);
-                self.events.away.extend(before.map(|away| (vcpu, away)));
-            })
-        });
-        if let Err(error) = stepped {
-            self.sweep_dry();
+        let stepped = filled.and_then(|()| self.depart(vcpu, view, like, response));
+        stepped.inspect_err(|_| self.sweep_dry())
+    }
+
+    /// Has a vCPU do its instruction on a new view.
+    ///
+    /// # Errors
+    /// Nothing is changed.
+    pub fn depart(&mut self, vcpu: u32, view: u16, like: ViewId, response: &mut Response) -> Result<()> {
+        let back = self.views.pending.get(&vcpu).copied().unwrap_or_else(|| self.views.xen(like));
+        let away = Away { at: view, home: self.views.of(back), told: true };
+        let before = self.events.away.insert(vcpu, away);
+        if let Err(error) = self.sync_steps(OP) {
+            self.events.away.remove(&vcpu);
+            self.events.away.extend(before.map(|away| (vcpu, away)));
             return Err(error);
         }
         self.views.pending.remove(&vcpu);
@@ -80,12 +86,18 @@ impl World {
         Ok(())
     }
 
+    /// Has a new view show what another one does.
+    ///
+    /// # Errors
+    /// Those of Xen.
+    pub fn show_as(&mut self, view: u16, like: ViewId) -> Result<()> {
+        let shown = self.views.views.get(&like.0).map(|view| view.shown.clone()).unwrap_or_default();
+        shown.iter().try_for_each(|(frame, shown)| self.show_on(view, *frame, shown.frame()))
+    }
+
     /// Has a new view show what another one does, and copies of what is touched.
     fn fill(&mut self, view: u16, like: ViewId, parts: &[Part], value: Option<[u8; 16]>) -> Result<()> {
-        let shown = self.views.views.get(&like.0).map(|view| view.shown.clone()).unwrap_or_default();
-        for (frame, shown) in shown {
-            self.show_on(view, frame, shown.frame())?;
-        }
+        self.show_as(view, like)?;
         for part in parts {
             let copied = self.events.dry.last().and_then(|dry| dry.copy_of(part.frame));
             let page = match copied {
@@ -212,6 +224,24 @@ impl World {
 }
 
 impl Dry {
+    /// One that does what the rules let it.
+    #[must_use]
+    pub fn guard(vcpu: u32, view: u16, like: ViewId, at: u64) -> Self {
+        Self { vcpu, view, like, pages: Vec::new(), at, past: None, guards: true }
+    }
+
+    /// Whether it does what the rules let it, of the instruction of a vCPU on its view.
+    #[must_use]
+    pub fn guards(&self, vcpu: u32, view: u16, at: u64) -> bool {
+        self.guards && (self.vcpu, self.view, self.at) == (vcpu, view, at)
+    }
+
+    /// Xen's number of its view.
+    #[must_use]
+    pub fn view(&self) -> u16 {
+        self.view
+    }
+
     /// The page in the place of a frame.
     fn copy_of(&self, frame: u64) -> Option<u64> {
         self.pages.iter().find(|(of, _)| *of == frame).map(|(_, page)| *page)

@@ -9,6 +9,7 @@ mod dry;
 mod emulate;
 pub mod engine;
 mod fence;
+mod guarded;
 pub mod offers;
 pub mod out;
 mod ports;

@@ -109,6 +109,13 @@ impl World {
         Ok(parts)
     }
 
+    /// The frames of an operand, as far as it is known.
+    pub fn frames_of(&self, view: ViewId, mode: &Mode, operand: &Operand) -> Vec<u64> {
+        let Some(at) = operand.at else { return Vec::new() };
+        let bytes = if operand.bytes == 0 { LARGEST } else { operand.bytes };
+        self.parts(view, mode, at, bytes).iter().map(|part| part.frame).collect()
+    }
+
     /// An area of a vCPU's memory, frame by frame, without what is not there.
     fn parts(&self, view: ViewId, mode: &Mode, at: u64, bytes: usize) -> Vec<Part> {
         let mut parts = Vec::new();

@@ -10,7 +10,7 @@ use vmtree_api::{Access, Driver, Gfn, Gpa, ViewId};
 use super::events::open;
 use super::fake::Shared;
 use super::slots::{flags, request};
-use crate::events::wire::{flag, reason};
+use crate::events::wire::{Slot, flag, reason};
 
 /// A domain without alternate views, in which frames 5 and 6 have no rights; at 0x1000 there is this code.
 fn ruled(code: &[u8]) -> (Arc<Shared>, Box<dyn Driver>) {
@@ -24,12 +24,17 @@ fn ruled(code: &[u8]) -> (Arc<Shared>, Box<dyn Driver>) {
     (xen, driver)
 }
 
+/// An access; BX is 0x5fff.
+fn access(gpa: u64, what: u64) -> Slot {
+    let mut slot = request(reason::MEM_ACCESS, 0, None, &[gpa >> 12, gpa & 0xfff, gpa, what | 8], 0x1000);
+    slot[80..88].copy_from_slice(&0x5fff_u64.to_le_bytes());
+    slot
+}
+
 /// An access that the emulator is given, and can't do.
 fn unemulated(xen: &Shared, driver: &dyn Driver, gpa: u64, what: u64, verdict: &Verdict) {
     let answered = xen.state.lock().responses.len();
-    let mut access = request(reason::MEM_ACCESS, 0, None, &[gpa >> 12, gpa & 0xfff, gpa, what | 8], 0x1000);
-    access[80..88].copy_from_slice(&0x5fff_u64.to_le_bytes());
-    xen.ask(access);
+    xen.ask(access(gpa, what));
     driver.events().unwrap().next(Duration::from_secs(5)).unwrap().unwrap().answer(verdict).unwrap();
     assert_ne!(flags(&xen.answers(answered + 1)[answered]) & flag::EMULATE, 0);
     xen.ask(request(reason::EMUL_UNIMPLEMENTED, 0, None, &[], 0x1000));
@@ -81,7 +86,15 @@ fn a_value_is_in_memory_for_one_instruction() {
 #[test]
 fn what_is_continued_stays() {
     let (xen, driver) = ruled(&[0x0f, 0xae, 0x27]);
-    unemulated(&xen, &*driver, 0x5fff, 2, &Verdict::Continue);
+    // The emulator would do all of it, with the next frame, of which nobody was told then.
+    for (gpa, lifted) in [(0x5fff, [Some(7), Some(0)]), (0x6000, [Some(7), Some(7)])] {
+        let answered = xen.state.lock().responses.len();
+        xen.ask(access(gpa, 2));
+        let held = driver.events().unwrap().next(Duration::from_secs(5)).unwrap().unwrap();
+        held.answer(&Verdict::Continue).unwrap();
+        assert_eq!(flags(&xen.answers(answered + 1)[answered]), flag::VCPU_PAUSED);
+        assert_eq!(rights(&xen), lifted);
+    }
     driver.memory().write(Gpa(0x5fff), b"OURS").unwrap();
     xen.ask(request(reason::SINGLESTEP, 0, None, &[1], 0x1003));
     xen.answers(3);

@@ -10,6 +10,7 @@ mod fake_slat;
 mod faults;
 mod fence;
 mod going;
+mod guarded;
 mod lift;
 mod lost;
 mod ports;

@@ -200,7 +200,11 @@ impl World {
         Ok(())
     }
 
-    fn set_access(
+    /// Sets the rights of frames on one of Xen's views.
+    ///
+    /// # Errors
+    /// Those of Xen.
+    pub fn set_access(
         &mut self,
         op: &'static str,
         xen: u16,
