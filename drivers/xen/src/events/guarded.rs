@@ -6,7 +6,7 @@ use vmtree_api::Result;
 use super::code;
 use super::dry::Dry;
 use super::engine::Parked;
-use super::wire::{Cause, General, Response, access};
+use super::wire::{Cause, General, Response};
 use crate::views::rules::ALL;
 use crate::world::World;
 
@@ -19,12 +19,11 @@ impl World {
     /// Other frames on which the instruction of an access would go against the rules, and their rights. Of addresses in vector
     /// registers that can't be told.
     fn violates_also(&self, parked: &Parked, general: &General) -> Vec<(u64, u8)> {
-        let Cause::Access { gfn, flags, .. } = parked.request.cause else { return Vec::new() };
+        let Cause::Access { gfn, .. } = parked.request.cause else { return Vec::new() };
         let (view, mode) = (parked.event.view, &parked.mode);
         let Some(of) = self.views.views.get(&view.0) else { return Vec::new() };
         let alone = of.rights.iter().all(|(frames, _)| *frames == (gfn..gfn + 1));
-        // What a page walk does of its own comes before all that the instruction does.
-        if alone || flags & access::FAULT_IN_GPT != 0 {
+        if alone {
             return Vec::new();
         }
         let Some(instruction) = self.instruction(view, mode, parked.request.rip) else { return Vec::new() };
