@@ -61,8 +61,10 @@ pub fn serve(request: &Request, ready: impl FnOnce(&Path) -> std::result::Result
     if let Err(error) = std::env::set_current_dir("/") {
         log::warn!("chdir /: {error}");
     }
-    let result = attach(&tree, &mountpoint, &ends, &journal);
-    let result = result.map(|waiting| {
+    let attached = attach(&tree, &mountpoint, &ends, &journal);
+    let mark = journal.read_mounted().ok().flatten();
+    let session = attached.as_ref().ok().cloned().zip(mark);
+    let result = attached.map(|waiting| {
         let end = ready(&mountpoint).err().unwrap_or_else(|| ends.wait());
         waiting.release(matches!(end, End::Gone(_)));
         end
@@ -73,6 +75,9 @@ pub fn serve(request: &Request, ready: impl FnOnce(&Path) -> std::result::Result
     }
     let gone = matches!(result, Ok(End::Gone(_)));
     finish(tree, &ends, guardians, gone);
+    if let Some((waiting, mark)) = session {
+        waiting.quiet(&mark.id.device);
+    }
     result
 }
 

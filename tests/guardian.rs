@@ -4,9 +4,11 @@
 
 mod common;
 
-use std::fs;
-use std::path::Path;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use common::{Lab, alive, family, guardians, kill, lab, sleeper, vmtree, wait_until};
 
@@ -56,6 +58,43 @@ fn a_daemon_killed_together_with_one_guardian_leaves_nothing() {
         kill(daemon, 9);
         lab.assert_clean(&pids);
     }
+}
+
+/// sendfile reads by the kernel's pages. Where those are dropped while one is being read, a thread of the daemon waits in the kernel,
+/// and no signal ends that.
+#[test]
+fn a_daemon_that_ends_while_the_kernel_drops_its_pages_leaves_nothing() {
+    let Some(lab) = lab("end the daemon under sendfile") else { return };
+    for signal in [9, 15] {
+        let output = lab.run(&["mount", "emu:ram=256M", "-o", "threads=1"]);
+        assert!(output.status.success(), "{output:?}");
+        let daemon = lab.daemons()[0];
+        let pids = family(daemon);
+        let readers: Vec<_> = (0..4).map(|_| sends(lab.mountpoint.join("mem"))).collect();
+        // The second time it drops what is there.
+        std::thread::sleep(Duration::from_millis(1500));
+        kill(daemon, signal);
+        let threads = || fs::read_dir(format!("/proc/{daemon}/task")).map_or(0, Iterator::count);
+        wait_until("the daemon has no thread left", || threads() <= 1);
+        let sent: u64 = readers.into_iter().map(|reader| reader.join().unwrap()).sum();
+        assert!(sent > 0);
+        lab.assert_clean(&pids);
+    }
+}
+
+/// Sends a file to nowhere again and again until that fails; returns how many bytes were sent.
+fn sends(path: PathBuf) -> JoinHandle<u64> {
+    std::thread::spawn(move || {
+        let nowhere = File::options().write(true).open("/dev/null").unwrap();
+        let mut sent = 0;
+        while let Ok(file) = File::open(&path) {
+            let mut offset = 0;
+            while let Ok(count @ 1..) = rustix::fs::sendfile(&nowhere, &file, Some(&mut offset), 1 << 20) {
+                sent += count as u64;
+            }
+        }
+        sent
+    })
 }
 
 /// Kills daemon and guardians at once, which none of them can mend.

@@ -5,11 +5,12 @@
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::Duration;
 
 use fuser::{INodeNo, Notifier};
+use parking_lot::Mutex;
 
 use super::requests::Core;
 use crate::tree::Shape;
@@ -17,17 +18,36 @@ use crate::tree::Shape;
 /// How old a page in the kernel's cache can get, and how long a name with parameters stays that nobody uses.
 const AGE: Duration = Duration::from_secs(1);
 
-/// Drops what is old once a second, for as long as the mount lives.
-pub fn keep(core: Weak<Core>, notifier: Notifier) {
-    let keeper = thread::Builder::new().name("vmtree-fresh".to_owned()).spawn(move || {
-        while let Some(core) = core.upgrade() {
-            drop_old(&core, &notifier);
-            drop(core);
-            thread::sleep(AGE);
+/// Drops what is old once a second.
+#[derive(Clone, Default)]
+pub struct Keeper(Arc<Mutex<bool>>);
+
+impl Keeper {
+    /// Begins, and goes on for as long as the mount lives.
+    pub fn start(core: Weak<Core>, notifier: Notifier) -> Self {
+        let keeper = Self::default();
+        let over = Arc::clone(&keeper.0);
+        let started = thread::Builder::new().name("vmtree-fresh".to_owned()).spawn(move || {
+            while let Some(core) = core.upgrade() {
+                let over = over.lock();
+                if *over {
+                    return;
+                }
+                drop_old(&core, &notifier);
+                drop((over, core));
+                thread::sleep(AGE);
+            }
+        });
+        if let Err(error) = started {
+            log::warn!("sendfile from mem may be stale while it is open: {error}");
         }
-    });
-    if let Err(error) = keeper {
-        log::warn!("sendfile from mem may be stale while it is open: {error}");
+        keeper
+    }
+
+    /// Ends it: the process may go only then. False where it waits for longer than this, for a page whose read nobody answers.
+    #[must_use]
+    pub fn end(&self, patience: Duration) -> bool {
+        self.0.try_lock_for(patience).map(|mut over| *over = true).is_some()
     }
 }
 

@@ -15,22 +15,42 @@ mod stream;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use fuser::{Config, MountOption, Session, SessionACL};
 use rustix::io::FdFlags;
 
+use crate::guardian::connection;
 use crate::tree::Tree;
+use fresh::Keeper;
 use requests::Core;
 
-/// Ends the waiting of parked requests, when the mount ends.
+/// How long what the kernel was asked may take at the end.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// What ends with the mount: the waiting of parked requests, and the thread that drops old pages.
 #[derive(Clone)]
-pub struct Waiting(Arc<Core>);
+pub struct Waiting(Arc<Core>, Keeper);
 
 impl Waiting {
     /// Answers everybody who waits now, and from now on at once; `gone` where the VM is. Readers of events find the end
     /// of the file, or, without a VM, ENODEV.
     pub fn release(&self, gone: bool) {
         self.0.parked.end(gone);
+    }
+
+    /// Has the session ask nothing of the kernel any more, and ends the connection where that does not come to an end. A thread
+    /// that waits in the kernel for an answer of ours would outlive the process, and keep it.
+    pub fn quiet(&self, device: &str) {
+        if self.1.end(QUIET) {
+            return;
+        }
+        log::warn!("a read is not answered; ending the connection");
+        match connection::abort(device) {
+            Ok(()) if self.1.end(QUIET) => {}
+            Ok(()) => log::error!("the connection does not end"),
+            Err(error) => log::error!("the connection can't be ended: {error}"),
+        }
     }
 }
 
@@ -75,10 +95,10 @@ pub fn serve(
     // fusermount3 hands the device over without it, and a guardian that is started later would keep a killed daemon's
     // connection alive.
     rustix::io::fcntl_setfd(&session, FdFlags::CLOEXEC)?;
-    fresh::keep(Arc::downgrade(&core), session.notifier());
+    let keeper = Keeper::start(Arc::downgrade(&core), session.notifier());
     let background = session.spawn()?;
     // Dropped, it would unmount whatever lies at that path by then (fuser 0.18, mnt/fuse_pure.rs: is_mounted is
     // inverted). The process ends without it.
     Box::leak(Box::new(background));
-    Ok(Waiting(core))
+    Ok(Waiting(core, keeper))
 }

@@ -1,12 +1,13 @@
 //! The guardian: a process that undoes what a killed daemon left. It holds the reading end of a pipe whose other
 //! end only the daemon has, and the undo [`journal`]. When the pipe ends, so has the daemon.
 
+pub mod connection;
 pub mod journal;
 pub mod keep;
 pub mod mounts;
 pub mod notes;
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -14,15 +15,21 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use journal::{Journal, Owed};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::Pid;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::drivers;
+
+/// How often it looks whether the daemon died without its pipe ending.
+const LOOK: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
 
 /// The body of the hidden command `vmtree guardian`: standard input is the pipe, standard output the journal.
 ///
 /// # Errors
 /// It was not started by a daemon.
 pub fn main() -> io::Result<()> {
+    let daemon = rustix::process::getppid();
     // It must outlive whatever ends the daemon: a terminal's Ctrl-C, a service manager's SIGTERM.
     let ignored = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM, SIGHUP] {
@@ -33,19 +40,45 @@ pub fn main() -> io::Result<()> {
     std::env::set_current_dir("/")?;
     crate::daemon::name_process();
     let journal = Journal::open(File::from(io::stdout().as_fd().try_clone_to_owned()?))?;
-    wait_for_end();
+    wait_for_end(&journal, daemon);
     undo(&journal, true)
 }
 
-fn wait_for_end() {
+fn wait_for_end(journal: &Journal, daemon: Option<Pid>) {
     let mut pipe = io::stdin().lock();
     let mut byte = [0];
     loop {
+        let waited = rustix::event::poll(&mut [PollFd::new(&pipe, PollFlags::IN)], Some(&LOOK));
+        if matches!(waited, Ok(0)) {
+            if daemon.is_some_and(hangs) {
+                free(journal);
+            }
+            continue;
+        }
         match pipe.read(&mut byte) {
             Ok(0) => return,
             Err(error) if error.kind() != io::ErrorKind::Interrupted => return,
             _ => {}
         }
+    }
+}
+
+/// Whether a process is dead, but for a thread that waits in the kernel (proc(5), /proc/PID/stat): it then keeps all of its files.
+fn hangs(daemon: Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", daemon.as_raw_nonzero())).unwrap_or_default();
+    let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
+    matches!(state, Some('Z' | 'X'))
+}
+
+/// Ends what the thread waits for.
+fn free(journal: &Journal) {
+    let Ok(Some(mark)) = journal.read_mounted() else { return };
+    // Once it is not there any more, another one can have its device's number.
+    if !matches!(mounts::is_there(&mark), Ok(true)) {
+        return;
+    }
+    if let Err(error) = connection::abort(&mark.id.device) {
+        log::error!("{}: its daemon is dead and can't end: {error}", mark.path.display());
     }
 }
 
