@@ -11,9 +11,10 @@ use vmtree_api::{Driver, Error, ErrorKind, Result};
 use crate::daemon::ends::{End, Ends};
 use crate::daemon::{self, presence};
 use crate::fuse::Waiting;
+use crate::guardian::connection;
 use crate::guardian::journal::Journal;
 use crate::guardian::keep::{Guardians, Log};
-use crate::guardian::mounts::{self, Mount};
+use crate::guardian::mounts::{self, Mark, Mount};
 use crate::guardian::notes::Noting;
 use crate::text::options;
 use crate::tree::Tree;
@@ -76,9 +77,22 @@ pub fn serve(request: &Request, ready: impl FnOnce(&Path) -> std::result::Result
     let gone = matches!(result, Ok(End::Gone(_)));
     finish(tree, &ends, guardians, gone);
     if let Some((waiting, mark)) = session {
-        waiting.quiet(&mark.id.device);
+        end_session(&waiting, &mark);
     }
     result
+}
+
+/// Has no thread wait in the kernel for an answer of ours: it would outlive the process, and keep it.
+fn end_session(waiting: &Waiting, mark: &Mark) {
+    if waiting.quiet() {
+        return;
+    }
+    log::warn!("a read is not answered; ending the connection");
+    match connection::abort(&mark.id.device) {
+        Ok(()) if waiting.quiet() => {}
+        Ok(()) => log::error!("the connection does not end"),
+        Err(error) => log::error!("the connection can't be ended: {error}"),
+    }
 }
 
 /// Gives back all that the mount holds, then has it detached.

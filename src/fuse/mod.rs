@@ -20,7 +20,6 @@ use std::time::Duration;
 use fuser::{Config, MountOption, Session, SessionACL};
 use rustix::io::FdFlags;
 
-use crate::guardian::connection;
 use crate::tree::Tree;
 use fresh::Keeper;
 use requests::Core;
@@ -39,18 +38,11 @@ impl Waiting {
         self.0.parked.end(gone);
     }
 
-    /// Has the session ask nothing of the kernel any more, and ends the connection where that does not come to an end. A thread
-    /// that waits in the kernel for an answer of ours would outlive the process, and keep it.
-    pub fn quiet(&self, device: &str) {
-        if self.1.end(QUIET) {
-            return;
-        }
-        log::warn!("a read is not answered; ending the connection");
-        match connection::abort(device) {
-            Ok(()) if self.1.end(QUIET) => {}
-            Ok(()) => log::error!("the connection does not end"),
-            Err(error) => log::error!("the connection can't be ended: {error}"),
-        }
+    /// Has the session ask nothing of the kernel any more, without which the process can't go. False where it waits there for a page
+    /// whose read nobody answers.
+    #[must_use]
+    pub fn quiet(&self) -> bool {
+        self.1.end(QUIET)
     }
 }
 

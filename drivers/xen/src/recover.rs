@@ -8,7 +8,7 @@ use vmtree_api::{RegValue, Result};
 
 use crate::again::again;
 use crate::error::{is, number, refused};
-use crate::events::out::Out;
+use crate::events::answers::out::Out;
 use crate::events::wire::{Response, flag};
 use crate::hypervisor::Hypervisor;
 use crate::injection::wake_halted;

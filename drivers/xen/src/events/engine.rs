@@ -7,14 +7,14 @@ use std::time::Instant;
 use vmtree_api::events::{Event, EventKind, Verdict};
 use vmtree_api::{Access, Result, ViewId};
 
+use super::answers::dry::Dry;
+use super::answers::ports::{Asked, Sent};
+use super::answers::table::{self, Act};
+use super::answers::unemulated::Lifted;
 use super::armed::{Armed, Interest, written};
 use super::decode;
-use super::dry::Dry;
 use super::fence::Fence;
-use super::ports::{Asked, Sent};
 use super::queue::{Queue, Raised};
-use super::table::{self, Act};
-use super::unemulated::Lifted;
 use super::window::Windows;
 use super::wire::{Cause, General, Mode, Request, Response, Slot, flag, reason};
 use crate::again::again;

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use vmtree_api::x86::Reg;
 use vmtree_api::{Error, ErrorKind, RegValue, Result};
 
-use super::ports::RESUME;
+use super::answers::ports::RESUME;
 use super::wire::{Cause, Request, Response, access, flag, reason};
 use crate::again::again;
 use crate::hypervisor::Ran;

@@ -15,7 +15,7 @@ use vmtree_api::{
 };
 
 use crate::error::{is, number};
-use crate::events::table;
+use crate::events::answers::table;
 use crate::owner::Owner;
 use crate::world::World;
 use records::{Records, kind};

@@ -3,8 +3,8 @@
 use vmtree_api::{Error, ErrorKind, PAGE_SIZE, Result, ViewId};
 
 use super::code::{self, Operand};
-use super::engine::Parked;
-use super::wire::{Cause, General, Mode, access};
+use crate::events::engine::Parked;
+use crate::events::wire::{Cause, General, Mode, access};
 use crate::world::World;
 
 const OP: &str = "answer";

@@ -15,7 +15,7 @@ use vmtree_api::events::{Inject, Verdict};
 use vmtree_api::x86::Reg;
 use vmtree_api::{Error, ErrorKind, RegId, RegValue, Result, ViewId};
 
-use super::wire::{Cause, control, reason};
+use crate::events::wire::{Cause, control, reason};
 
 const OP: &str = "answer";
 

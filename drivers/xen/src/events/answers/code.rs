@@ -6,7 +6,7 @@ use iced_x86::{
 use vmtree_api::x86::walk;
 use vmtree_api::{Gva, ViewId};
 
-use super::wire::{General, Mode};
+use crate::events::wire::{General, Mode};
 use crate::world::World;
 
 /// The longest instruction (Intel SDM volume 2A, 2.3.11).

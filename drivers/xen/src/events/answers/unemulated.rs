@@ -5,10 +5,10 @@ use std::time::Instant;
 use vmtree_api::events::Inject;
 use vmtree_api::{Error, ErrorKind, PAGE_SIZE, Result};
 
-use super::engine::{Answered, Parked};
 use super::table::{Act, Plan, Stage};
-use super::wire::{Cause, General, Request, Response, flag};
 use crate::error::refused;
+use crate::events::engine::{Answered, Parked};
+use crate::events::wire::{Cause, General, Request, Response, flag};
 use crate::world::World;
 
 const OP: &str = "answer";

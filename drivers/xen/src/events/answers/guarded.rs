@@ -5,8 +5,8 @@ use vmtree_api::Result;
 
 use super::code;
 use super::dry::Dry;
-use super::engine::Parked;
-use super::wire::{Cause, General, Response};
+use crate::events::engine::Parked;
+use crate::events::wire::{Cause, General, Response};
 use crate::views::rules::ALL;
 use crate::world::World;
 

@@ -6,7 +6,7 @@ use vmtree_api::x86::Reg;
 use vmtree_api::{Gva, RegValue, Result, ViewId};
 
 use super::table::*;
-use super::wire::{Cause, control};
+use crate::events::wire::{Cause, control};
 
 fn facts(views: bool, moved: bool) -> Facts {
     Facts { views, moved, writes: true, fetches: false, user: false, view: ViewId(0) }

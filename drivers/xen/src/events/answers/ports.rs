@@ -15,10 +15,10 @@ use vmtree_api::x86::Reg;
 use vmtree_api::{Error, ErrorKind, RegValue, Result};
 
 use super::code;
-use super::decode::low;
-use super::engine::{Answered, Parked};
 use super::out::Out;
-use super::wire::{Cause, General, Mode, Request, Response, Slot, flag, reason};
+use crate::events::decode::low;
+use crate::events::engine::{Answered, Parked};
+use crate::events::wire::{Cause, General, Mode, Request, Response, Slot, flag, reason};
 use crate::world::World;
 
 const OP: &str = "answer";

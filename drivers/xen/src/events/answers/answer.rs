@@ -7,12 +7,12 @@ use vmtree_api::events::{Inject, Verdict};
 use vmtree_api::{Access, Error, ErrorKind, PAGE_SIZE, Result, ViewId};
 
 use super::code;
-use super::decode::{merged, violated};
-use super::engine::{Answered, Away, Parked};
 use super::table::{self, Act, Facts, Plan, Stage};
-use super::wire::{Cause, General, Response, flag};
 use crate::again::again;
 use crate::error::{is, number};
+use crate::events::decode::{merged, violated};
+use crate::events::engine::{Answered, Away, Parked};
+use crate::events::wire::{Cause, General, Response, flag};
 use crate::hypervisor::{Ran, Trap};
 use crate::injection;
 use crate::registers::convert;

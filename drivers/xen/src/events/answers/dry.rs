@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use vmtree_api::x86::Reg;
 use vmtree_api::{PAGE_SIZE, RegValue, Result, ViewId};
 
-use super::engine::{Away, Parked};
 use super::table::Act;
 use super::touched::Part;
-use super::wire::Response;
 use crate::again::again;
 use crate::error::refused;
+use crate::events::engine::{Away, Parked};
+use crate::events::wire::Response;
 use crate::registers::convert;
 use crate::views::rules::ALL;
 use crate::world::World;

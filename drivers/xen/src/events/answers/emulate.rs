@@ -3,9 +3,9 @@
 use vmtree_api::{PAGE_SIZE, ViewId};
 
 use super::code::{self, decode};
-use super::engine::Parked;
 use super::table::{Act, Plan};
-use super::wire::{Cause, Response, flag, reason};
+use crate::events::engine::Parked;
+use crate::events::wire::{Cause, Response, flag, reason};
 use crate::world::World;
 
 impl World {
