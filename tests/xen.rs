@@ -19,7 +19,7 @@ fn lab(test: &str, args: &[&str]) -> Option<String> {
         return None;
     }
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/labs/xen/lab.sh");
-    // The whole suite takes eight minutes where Bochs has a processor to itself.
+    // The whole suite takes up to twelve minutes where Bochs has a processor to itself.
     let output = Command::new(script).args(args).env("VMTREE_LAB_SECONDS", "3000").output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     println!("{said}");

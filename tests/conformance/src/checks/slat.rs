@@ -132,6 +132,7 @@ fn watch(vm: &Vm) -> Checked {
                 same!(record.get("vcpu")?, vcpu, "vcpu= of {record:?}");
             }
             drop(pipe);
+            vm.until("the close disarms", || Ok(stat(vm, "slat", "armed")? == 0))?;
             same!(vm.outcome(vcpu, order.0, &order.1)?, watched, "{} alone, and watched", order.0.name());
             let mut pipe = vm.watch(&format!("events/slat,gpa={},access={kind}", page(gpa)))?;
             // Of the other accesses at the same place none is seen.
