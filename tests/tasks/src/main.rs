@@ -65,6 +65,7 @@ const TASKS: &[Task] = &[
         command: &[
             "env",
             "VMTREE_ROUGH=11",
+            "VMTREE_KVMI_TARGET=target",
             "tests/labs/kvmi/lab.sh",
             "run",
             "--skip",
