@@ -63,3 +63,27 @@ impl Drop for Beside {
         let _ = fs::remove_file(&self.log);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ends(name: &'static str, script: &str, left: Duration) -> Option<bool> {
+        let running = Beside::begin(name, &["sh", "-c", script])?;
+        let log = running.log.clone();
+        let passed = Beside::ends(running, left);
+        assert!(!log.exists());
+        Some(passed)
+    }
+
+    #[test]
+    fn it_passes_fails_or_is_too_late() {
+        let long = Duration::from_secs(60);
+        let passed = ends("passes", "echo said", long);
+        // Without chrt each has its turn as any other.
+        if passed.is_some() {
+            assert_eq!((passed, ends("fails", "exit 3", long)), (Some(true), Some(false)));
+            assert_eq!(ends("late", "exec sleep 60", Duration::ZERO), Some(true));
+        }
+    }
+}
