@@ -25,6 +25,7 @@ const EVERY: u32 = 256;
 const INTERRUPTS: u64 = 1 << 9;
 /// The rights of the view on which nothing is executed.
 const NO_FETCH: u8 = ALL & !4;
+
 /// Those of all vCPUs.
 #[derive(Default)]
 pub struct Windows {

@@ -187,12 +187,9 @@ impl World {
             return Ok(());
         }
         let open = self.new_view(op, ALL)?;
-        for (frame, shown) in &now.shown {
-            if let Err(error) = self.xen.change(open, *frame, Some(shown.frame())) {
-                let error = self.refused(op, "Xen does not change what a view shows", error);
-                let _ = self.xen.destroy(open);
-                return Err(error);
-            }
+        if let Err(error) = self.show_as(op, open, view) {
+            let _ = self.xen.destroy(open);
+            return Err(error);
         }
         if let Some(view) = self.views.views.get_mut(&view.0) {
             view.open = Some(open);

@@ -90,14 +90,14 @@ impl World {
     ///
     /// # Errors
     /// Those of Xen.
-    pub fn show_as(&mut self, view: u16, like: ViewId) -> Result<()> {
+    pub fn show_as(&mut self, op: &'static str, view: u16, like: ViewId) -> Result<()> {
         let shown = self.views.views.get(&like.0).map(|view| view.shown.clone()).unwrap_or_default();
-        shown.iter().try_for_each(|(frame, shown)| self.show_on(view, *frame, shown.frame()))
+        shown.iter().try_for_each(|(frame, shown)| self.show_on(op, view, *frame, shown.frame()))
     }
 
     /// Has a new view show what another one does, and copies of what is touched.
     fn fill(&mut self, view: u16, like: ViewId, parts: &[Part], value: Option<[u8; 16]>) -> Result<()> {
-        self.show_as(view, like)?;
+        self.show_as(OP, view, like)?;
         for part in parts {
             let copied = self.events.dry.last().and_then(|dry| dry.copy_of(part.frame));
             let page = match copied {
@@ -105,10 +105,8 @@ impl World {
                 None => self.copy_onto(view, like, part.frame)?,
             };
             let Some(value) = value else { continue };
-            let data: Vec<u8> =
-                (part.before..part.before + part.bytes).map(|n| value.get(n).copied().unwrap_or(0)).collect();
             let memory = self.shared.memory.mappings();
-            let put = memory.write(page * PAGE_SIZE + part.offset as u64, &data);
+            let put = memory.write(page * PAGE_SIZE + part.offset as u64, &part.of(&value));
             put.map_err(|error| refused(OP, "the value can't be put into a copy", error))?;
         }
         Ok(())
@@ -119,14 +117,14 @@ impl World {
         if let Some(dry) = self.events.dry.last_mut() {
             dry.pages.push((frame, page));
         }
-        self.show_on(view, frame, page)?;
+        self.show_on(OP, view, frame, page)?;
         Ok(page)
     }
 
-    fn show_on(&mut self, view: u16, frame: u64, page: u64) -> Result<()> {
+    fn show_on(&mut self, op: &'static str, view: u16, frame: u64, page: u64) -> Result<()> {
         self.xen
             .change(view, frame, Some(page))
-            .map_err(|error| self.refused(OP, "Xen does not change what a view shows", error))
+            .map_err(|error| self.refused(op, "Xen does not change what a view shows", error))
     }
 
     /// Whether its vCPU is on its view, or will be: a fence keeps it elsewhere for as long as another one steps.

@@ -69,7 +69,7 @@ impl World {
         let view = self.new_view(OP, ALL)?;
         self.events.dry.push(Dry::guard(vcpu, view, like, at));
         // What a view shows at a frame has all rights first.
-        let shown = self.show_as(view, like);
+        let shown = self.show_as(OP, view, like);
         let limited = shown.and_then(|()| {
             let mut each = others.iter();
             each.try_for_each(|(frame, rights)| self.set_access(OP, view, *frame..frame + 1, *rights))

@@ -28,6 +28,19 @@ pub struct Part {
     pub before: usize,
 }
 
+impl Part {
+    /// What of an operand's value lies here.
+    #[must_use]
+    pub fn of(&self, value: &[u8]) -> Vec<u8> {
+        (self.before..self.before + self.bytes).map(|n| value.get(n).copied().unwrap_or(0)).collect()
+    }
+}
+
+/// How much an operand takes at most.
+fn length(operand: &Operand) -> usize {
+    if operand.bytes == 0 { LARGEST } else { operand.bytes }
+}
+
 fn lacks<T>(why: &str) -> Result<T> {
     Err(Error::new(ErrorKind::Unsupported, OP, why))
 }
@@ -50,7 +63,6 @@ impl World {
         let operands = instruction.as_ref().map(|it| code::operands(it, mode, general));
         let written: Vec<Operand> =
             operands.iter().flatten().filter(|operand| operand.written).copied().collect();
-        let length = |operand: &Operand| if operand.bytes == 0 { LARGEST } else { operand.bytes };
         let unread = if instruction.is_none() { LARGEST } else { 1 };
         let longest = written.iter().map(length).max().unwrap_or(unread);
         let mut areas = Vec::new();
@@ -112,8 +124,7 @@ impl World {
     /// The frames of an operand, as far as it is known.
     pub fn frames_of(&self, view: ViewId, mode: &Mode, operand: &Operand) -> Vec<u64> {
         let Some(at) = operand.at else { return Vec::new() };
-        let bytes = if operand.bytes == 0 { LARGEST } else { operand.bytes };
-        self.parts(view, mode, at, bytes).iter().map(|part| part.frame).collect()
+        self.parts(view, mode, at, length(operand)).iter().map(|part| part.frame).collect()
     }
 
     /// An area of a vCPU's memory, frame by frame, without what is not there.

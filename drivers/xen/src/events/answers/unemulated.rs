@@ -127,10 +127,7 @@ impl World {
         for part in &parts {
             let mut before = vec![0; part.bytes];
             let at = part.frame * PAGE_SIZE + part.offset as u64;
-            let data = value.map(|value| {
-                let bytes = part.before..part.before + part.bytes;
-                bytes.map(|n| value.get(n).copied().unwrap_or(0)).collect::<Vec<u8>>()
-            });
+            let data = value.map(|value| part.of(&value));
             let memory = self.shared.memory.mappings();
             let kept = memory.read(at, &mut before).and_then(|_| match &data {
                 Some(data) => memory.write(at, data).map(drop),
