@@ -8,7 +8,6 @@ use vmtree_api::{Error, ErrorKind, Result};
 
 use super::armed::Armed;
 use super::engine::Lift;
-use super::wire::Response;
 use crate::again::again;
 use crate::error::{is, number};
 use crate::hypervisor::Intercept;
@@ -208,7 +207,7 @@ impl World {
     ///
     /// # Errors
     /// The rights stay.
-    pub fn lift_frame(&mut self, vcpu: u32, frame: u64, _response: &mut Response) -> Result<()> {
+    pub fn lift_frame(&mut self, vcpu: u32, frame: u64) -> Result<()> {
         if self.events.lift.is_some_and(|lift| lift.vcpu == vcpu) {
             // Its instruction comes to several frames.
             let lifted = self.xen.set_access(0, frame..frame + 1, ALL);

@@ -177,7 +177,7 @@ impl World {
                 let general = self.general(parked, dirty)?;
                 self.send(parked, plan.result.unwrap_or(0) as u64, length, general, &mut response)?;
             }
-            Act::Emulate if self.lifts_instead(parked) => self.lift(parked, &mut response)?,
+            Act::Emulate if self.lifts_instead(parked) => self.lift(parked)?,
             Act::Emulate | Act::EmulateDry | Act::EmulateWith(_) => {
                 self.emulate(parked, plan.act, &mut response);
             }
@@ -237,7 +237,7 @@ impl World {
             Stage::On(view) => self.views.xen(view),
         };
         if !self.views.on {
-            return self.lift(parked, response);
+            return self.lift(parked);
         }
         if stage == Stage::Open && self.step_guarded(parked, response) {
             return Ok(());
@@ -303,9 +303,9 @@ impl World {
         }
     }
 
-    fn lift(&mut self, parked: &Parked, response: &mut Response) -> Result<()> {
+    fn lift(&mut self, parked: &Parked) -> Result<()> {
         match parked.request.cause {
-            Cause::Access { gfn, .. } => self.lift_frame(parked.request.vcpu, gfn, response),
+            Cause::Access { gfn, .. } => self.lift_frame(parked.request.vcpu, gfn),
             // Without other views one instruction on another one is one instruction.
             _ => Ok(()),
         }

@@ -123,7 +123,7 @@ impl World {
         }
         let (parts, value) = self.apart(parked, act)?;
         let Cause::Access { gfn, .. } = parked.request.cause else { return Ok(()) };
-        self.lift_frame(parked.request.vcpu, gfn, response)?;
+        self.lift_frame(parked.request.vcpu, gfn)?;
         for part in &parts {
             let mut before = vec![0; part.bytes];
             let at = part.frame * PAGE_SIZE + part.offset as u64;
